@@ -1,0 +1,1 @@
+"""Lethe's machinery: losses, gradients per objective, ZeRO, evaluation. It names no paper."""

@@ -1,0 +1,101 @@
+"""Attention confined to each row of a packed sequence: no padding, no mask, exact.
+
+Registered with transformers under the name `packed`. On a GPU in half precision it is torch's
+variable-length flash attention; elsewhere one causal attention per row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from .errors import ModelError
+
+NAME = "packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    row_lengths: tuple[int, ...],
+    boundaries: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention output [1, T, H, D] of query [1, H, T, D] and key, value [1, H_kv, T, D].
+
+    Raises ModelError for models whose attention has a soft cap or sinks.
+    """
+    if softcap is not None or s_aux is not None:
+        raise ModelError(
+            f"{type(module).__name__} caps its attention scores or has attention sinks, which packed "
+            "attention does not support; use a model without them (Llama, OLMo, Qwen, Mistral, Phi)"
+        )
+    window = sliding_window if sliding_window and sliding_window < max(row_lengths) else None
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+        return _variable_length(query, key, value, row_lengths, boundaries, scaling, window), None
+    grouped = query.shape[1] != key.shape[1]
+    outputs, start = [], 0
+    for length in row_lengths:
+        part = slice(start, start + length)
+        start += length
+        outputs.append(
+            scaled_dot_product_attention(
+                query[:, :, part],
+                key[:, :, part],
+                value[:, :, part],
+                attn_mask=None if window is None else _band(length, window, query.device),
+                is_causal=window is None,
+                dropout_p=dropout,
+                scale=scaling,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _variable_length(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_lengths: tuple[int, ...],
+    boundaries: Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = max(row_lengths)
+    output = varlen_attn(
+        *(x[0].transpose(0, 1).contiguous() for x in (query, key, value)),
+        boundaries,
+        boundaries,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(output, Tensor)
+    return output[None]
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """[length, length], true where a query may look: itself and the window - 1 tokens before it."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,190 @@
+"""Rows: what a model reads. Text becomes a `Row` once; a micro-batch is a packed `Rows`.
+
+A packed micro-batch lays its rows end to end without padding:
+
+    tokens     [ a a a a | b b | c c c ]          T = 9 tokens of B = 3 rows
+    positions  [ 0 1 2 3 | 0 1 | 0 1 2 ]          attention never crosses a bar
+    scored     the positions whose *next* token counts, S of them: only there are logits computed
+
+Shapes: `B` rows, `T` tokens, `S` scored tokens of one micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question (or the head of a text) and its answer (or the rest), as text.
+
+    `id` is the row's name for life. `fields` carries what a benchmark keeps beside the answer:
+    `paraphrased_prompt`, `paraphrased_answer`, `perturbed_answers`, ...
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    task: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An example as tokens.
+
+    `weights[t]` says how much token t counts as a target, in [0, 1]: 0 on the prompt and at
+    t = 0, which nothing predicts. The label mask and token selection are this one thing.
+    """
+
+    id: str
+    input_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check the invariants that every later indexing relies on."""
+        assert len(self.input_ids) == len(self.weights) >= 2, self.id
+        assert self.weights[0] == 0, self.id
+
+    def __len__(self) -> int:
+        """Tokens, prompt and answer."""
+        return len(self.input_ids)
+
+    @property
+    def weight(self) -> float:
+        """The token weight of the row: its number of answer tokens unless a selection cut some."""
+        return sum(self.weights)
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What the whole optimizer step holds, over all ranks and micro-batches: the divisors of means."""
+
+    rows: int
+    weight: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> StepTotals:
+        """Totals of a step's rows; a row without any counted token is not counted."""
+        weights = [row.weight for row in rows]
+        return cls(rows=sum(w > 0 for w in weights), weight=sum(weights))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One packed micro-batch, on the device of the model."""
+
+    ids: tuple[str, ...]
+    lengths: tuple[int, ...]
+    input_ids: Tensor
+    """[T] token ids, the rows end to end."""
+    position_ids: Tensor
+    """[T] positions, restarting at 0 in each row."""
+    boundaries: Tensor
+    """[B + 1] int32, where rows begin and end."""
+    scored: Tensor
+    """[S] positions in the packed sequence whose next token counts."""
+    targets: Tensor
+    """[S] those next tokens."""
+    weights: Tensor
+    """[S] fp32, how much each counts."""
+    row_of: Tensor
+    """[S] the row, 0 to B - 1, that each belongs to."""
+    totals: StepTotals
+
+    @classmethod
+    def pack(
+        cls,
+        rows: Sequence[Row],
+        *,
+        totals: StepTotals | None = None,
+        device: torch.device | None = None,
+    ) -> Rows:
+        """Lay `rows` end to end. `totals` defaults to those of these rows alone."""
+        assert rows, "a micro-batch holds at least one row"
+        lengths = [len(row) for row in rows]
+        tokens = torch.tensor([t for row in rows for t in row.input_ids])
+        weights = torch.tensor([w for row in rows for w in row.weights], dtype=torch.float32)
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        owner = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
+        targets = (weights > 0).nonzero().squeeze(1)
+        if len(targets) == 0:  # an idle micro-batch still needs a graph: one token, of weight 0
+            targets = torch.tensor([1])
+        boundaries = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        on = torch.device("cpu") if device is None else device
+        return cls(
+            ids=tuple(row.id for row in rows),
+            lengths=tuple(lengths),
+            input_ids=tokens.to(on, non_blocking=True),
+            position_ids=positions.to(on, non_blocking=True),
+            boundaries=boundaries.to(on, non_blocking=True),
+            scored=(targets - 1).to(on, non_blocking=True),
+            targets=tokens[targets].to(on, non_blocking=True),
+            weights=weights[targets].to(on, non_blocking=True),
+            row_of=owner[targets].to(on, non_blocking=True),
+            totals=StepTotals.of(rows) if totals is None else totals,
+        )
+
+    def __len__(self) -> int:
+        """B, the number of rows."""
+        return len(self.ids)
+
+    def token_mean(self, losses: Tensor) -> Tensor:
+        """This micro-batch's share of the step's mean over tokens, `losses` [S] -> scalar.
+
+        The weighted sum divided by the token weight of the whole step. Shares of all
+        micro-batches and ranks add up to the mean, however the step was cut.
+        """
+        assert losses.shape == self.weights.shape, losses.shape
+        return (losses * self.weights).sum() / max(self.totals.weight, 1e-30)
+
+    def row_mean(self, losses: Tensor) -> Tensor:
+        """This micro-batch's share of the step's mean over rows, `losses` [B] -> scalar.
+
+        Rows without any counted token contribute nothing and are not counted.
+        """
+        assert losses.shape == (len(self),), losses.shape
+        counted = torch.zeros_like(losses).index_fill_(0, self.row_of[self.weights > 0], 1.0)
+        return (losses * counted).sum() / max(self.totals.rows, 1)
+
+    def row_sum(self, values: Tensor) -> Tensor:
+        """The weighted sum over each row's scored tokens, `values` [S] -> [B]."""
+        assert values.shape == self.weights.shape, values.shape
+        weighted = values * self.weights
+        return weighted.new_zeros(len(self)).index_add(0, self.row_of, weighted)
+
+
+def idle(row: Row) -> Row:
+    """The row with every weight 0: what a rank without work reads, so that all ranks keep step."""
+    return replace(row, weights=(0.0,) * len(row))
+
+
+def partition(rows: Sequence[Row], *, tokens: int, world_size: int) -> list[list[list[Row]]]:
+    """Cut a step's rows into micro-batches of at most `tokens` tokens: [rank][micro-batch][row].
+
+    Every rank gets the same number of micro-batches (collectives inside the model must match) and
+    nearly the same number of tokens (longest row first, into the emptiest micro-batch). A row
+    longer than `tokens` travels alone. A pure function of its arguments.
+    """
+    assert rows and tokens > 0 and world_size > 0
+    budget = max(tokens, max(len(row) for row in rows))
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
+    per_rank = max(1, -(-sum(len(row) for row in rows) // (budget * world_size)))
+    while True:
+        bins: list[list[int]] = [[] for _ in range(per_rank * world_size)]
+        loads = [0] * len(bins)
+        for i in order:
+            lightest = min(range(len(bins)), key=lambda b: (loads[b], b))
+            bins[lightest].append(i)
+            loads[lightest] += len(rows[i])
+        if max(loads) <= budget:
+            break
+        per_rank += 1
+    heaviest_first = sorted(range(len(bins)), key=lambda b: (-loads[b], b))
+    filled = [[rows[i] for i in sorted(bins[b])] or [idle(rows[0])] for b in heaviest_first]
+    return [filled[r::world_size] for r in range(world_size)]

@@ -1,0 +1,114 @@
+"""The processes of a run: who am I, how many are we, and sums over all of us.
+
+Everything works without a process group (one process, rank 0), so that nothing else asks.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def launched() -> bool:
+    """Whether a launcher (torchrun, Slurm through it) started this process as one of a group."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU, or the CPU when there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def connect(timeout: timedelta = timedelta(minutes=30)) -> None:
+    """Join the process group named by the launcher's environment; NCCL on GPUs, gloo on CPUs."""
+    if dist.is_initialized():
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(device())
+    dist.init_process_group("cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout=timeout)
+
+
+def disconnect() -> None:
+    """Leave the process group.
+
+    Without this, gloo's threads are still joinable when the interpreter ends and the process dies
+    of SIGABRT after its last step, now and then (pytorch issue 190489).
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes take part."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the terminal."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The element-wise sum of `values` over all processes, same bits on each, as a new tensor.
+
+    Gathered and added in rank order rather than all-reduced: the order of an all-reduce is the
+    backend's own, and values that steer an update must not differ between ranks by a rounding.
+    Meant for a handful of scalars.
+    """
+    if world_size() == 1:
+        return values.clone()
+    everyone = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(everyone, values.contiguous())
+    return torch.stack(everyone).sum(0)
+
+
+def max_over_ranks(values: Tensor) -> Tensor:
+    """The element-wise maximum of `values` over all processes, as a new tensor."""
+    result = values.clone()
+    if world_size() > 1:
+        dist.all_reduce(result, op=dist.ReduceOp.MAX)
+    return result
+
+
+def all_gather_objects(mine: T) -> list[T]:
+    """Every process's object, in rank order."""
+    if world_size() == 1:
+        return [mine]
+    everyone: list[T] = [mine] * world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def broadcast_object(mine: T) -> T:
+    """Rank 0's object, on every process."""
+    if world_size() == 1:
+        return mine
+    box = [mine]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
