@@ -1,0 +1,193 @@
+"""What a person sees while waiting: a progress bar and a table, on rank 0 only.
+
+On a terminal the bar is live. Piped, or in a Slurm log, it is a plain line every ten seconds, so
+that logs stay readable. Both leave one last line. Work of less than a second shows nothing.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
+from functools import cache
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as LiveBar
+from rich.table import Table
+from rich.text import Text
+
+from .distributed import is_main
+
+QUIET_SECONDS = 1.0  # shorter work shows nothing
+LINE_SECONDS = 10.0  # between two plain lines
+
+Cell = str | float | None
+T = TypeVar("T")
+
+
+@cache
+def _stderr() -> Console:
+    """The console of all bars: rich stacks live displays only where they share their console."""
+    return Console(stderr=True, highlight=False)
+
+
+class Progress:
+    """A context in which `advance` counts finished items and shows fields such as loss=1.2."""
+
+    def __init__(
+        self,
+        description: str,
+        total: int | None = None,
+        *,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`total` is None where nobody knows it; `done` items were finished before a resume."""
+        self.description = description
+        self.total = total
+        self.done = self._done_before = done
+        self._clock = clock
+        self._fields = ""
+        self._started = self._last_line = clock()
+        self._bar: LiveBar | None = None
+
+    def __enter__(self) -> Self:
+        self._started = self._last_line = self._clock()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if is_main() and self._clock() - self._started >= QUIET_SECONDS:
+            self._print_line(ended=True)
+
+    def advance(self, n: int = 1, **fields: float | str) -> None:
+        """Count `n` more finished items and show `fields` beside the count."""
+        self.done += n
+        if fields:
+            self._fields = "  ".join(f"{name} {_text(value)}" for name, value in fields.items())
+        if not is_main():
+            return
+        now = self._clock()
+        if now - self._started < QUIET_SECONDS:
+            return
+        if _live():
+            self._draw()
+        elif self._last_line == self._started or now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            self._print_line(ended=False)
+
+    def _draw(self) -> None:
+        if self._bar is None:
+            self._bar = LiveBar(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[pace]}", markup=False),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[values]}", markup=False),
+                console=_stderr(),
+                transient=True,
+                expand=True,
+            )
+            self._bar.add_task(self.description, total=self.total, pace="", values="")
+            self._bar.start()
+        task = self._bar.task_ids[0]
+        self._bar.update(task, completed=self.done, pace=self._pace(), values=self._fields)
+
+    def _print_line(self, *, ended: bool) -> None:
+        seconds = self._clock() - self._started
+        parts = [self._count(), self._pace()]
+        if ended:
+            parts.append(f"took {_duration(seconds)}")
+        elif self.total is not None and self.done > self._done_before:
+            left = seconds * (self.total - self.done) / (self.done - self._done_before)
+            parts.append(f"{_duration(left)} left")
+        text = ", ".join(part for part in parts if part)
+        print(f"{self.description}: {text}  {self._fields}".rstrip(), file=sys.stderr, flush=True)
+
+    def _count(self) -> str:
+        if not self.total:
+            return str(self.done)
+        return f"{self.done}/{self.total} ({100 * self.done // self.total}%)"
+
+    def _pace(self) -> str:
+        finished, seconds = self.done - self._done_before, self._clock() - self._started
+        if finished <= 0 or seconds <= 0:
+            return ""
+        rate = finished / seconds
+        return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+
+
+def progress(iterable: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
+    """The items of `iterable`, their progress shown; `total` is its length where it has one."""
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    with Progress(description, total) as shown:
+        for item in iterable:
+            yield item
+            shown.advance()
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    best: Collection[tuple[int, int]] = (),
+) -> None:
+    """Print `rows` on standard output; a (row, column) in `best` is bold and carries a star."""
+    if not is_main():
+        return
+    drawn = Table(title=Text(title, style="bold"), title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(Text(column), justify="right" if index else "left", overflow="fold")
+    for row_index, row in enumerate(rows):
+        cells = []
+        for index, cell in enumerate(row):
+            chosen = (row_index, index) in best
+            mark = "" if index == 0 else " *" if chosen else "  "
+            cells.append(Text(_text(cell) + mark, style="bold green" if chosen else ""))
+        drawn.add_row(*cells)
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no width: nothing needs to be folded
+        console.width = Measurement.get(
+            console, console.options.update(max_width=10_000), drawn
+        ).maximum
+    console.print(drawn)
+
+
+def number(value: float) -> str:
+    """`value` with three digits behind the point, or an exponent where they would say 0.000."""
+    if isinstance(value, int) or math.isinf(value) or math.isnan(value):
+        return str(value)
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.1e}"
+    return f"{value:.3f}"
+
+
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return "undefined"
+    return cell if isinstance(cell, str) else number(cell)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _live() -> bool:
+    """Whether standard error can redraw; FORCE_COLOR, which CI sets, does not make it so."""
+    return sys.stderr.isatty() and not _stderr().is_dumb_terminal
