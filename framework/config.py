@@ -1,0 +1,214 @@
+"""Configuration: YAML files and `key=value` overrides in, one resolved and checked config out.
+
+    config = compose("train", ["trainer=npo", "trainer.beta=0.5"], configs=path, schema=RunSettings)
+    trainer = build(config.trainer, model=model)
+
+`configs/<entry>.yaml` names the default choice of each group (`trainer: npo`) and sets the entry's
+own settings, which the dataclass `schema` declares. `configs/<group>/<choice>.yaml` holds
+`class: dotted.path` and settings, which the nested dataclass `Config` of that class declares. The
+dotted path is the only list of classes there is: `my_lab.method.Mine` works as `trainers.npo.NPO`
+does, and `class: null` says that the part is absent. A resolved config holds every default, and
+composing it again (as `base`) gives the same config. Nothing is interpolated, neither from another
+file nor from the environment.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import ConfigError
+from .schema import MISSING, Argument, default_of, hint, in_words, shown, typed, untyped
+
+
+class Setting(NamedTuple):
+    """One line of a command's help: a group and its choices, or a setting and its type."""
+
+    name: str
+    default: str
+    allowed: tuple[str, ...]
+
+
+def compose(
+    entry: str,
+    overrides: Sequence[str],
+    *,
+    configs: Path,
+    schema: type,
+    base: Path | None = None,
+) -> DictConfig:
+    """The resolved, read-only config: an entry's defaults, then the file `base`, then `overrides`.
+
+    `group=choice` exchanges a whole section; `group.key=value` and `key=value` set one value. Of
+    two overrides of one value the later wins.
+    """
+    tree = _read(configs / f"{entry}.yaml")
+    groups = [key for key in tree if (configs / key).is_dir()]
+    if base is not None:
+        tree |= _read(base)
+    arguments = [_split(override) for override in overrides]
+    known = [*groups, *(field.name for field in dataclasses.fields(schema))]
+    for key in [*tree, *(keys[0] for keys, _ in arguments)]:
+        if key not in known:
+            raise ConfigError(f"unknown setting {key!r}{hint(key, known, 'settings')}")
+    for keys, value in arguments:
+        if len(keys) == 1 and keys[0] in groups:
+            tree[keys[0]] = value.text
+    for group in groups:
+        tree[group] = _section(tree[group], group, configs)
+    for keys, value in arguments:
+        if keys[0] not in groups or len(keys) > 1:
+            _set(tree, keys, value)
+    settings = {key: value for key, value in tree.items() if key not in groups}
+    resolved = untyped(typed(schema, settings, ""))
+    for group in groups:
+        resolved[group] = _resolved(tree[group], group, choices(configs, group))
+    return _frozen(resolved)
+
+
+def build(section: DictConfig | Mapping[str, object], **context: object) -> Any:
+    """An instance of the section's class, given its `Config` and the context; None if absent."""
+    settings = _plain(section)
+    name, path = settings.pop("name", ""), settings.pop("class", None)
+    if path is None:
+        return None
+    part, schema = _import(path, str(name))
+    return part(typed(schema, settings, str(name)), **context)
+
+
+def choices(configs: Path, group: str) -> list[str]:
+    """The names that `group=` accepts, sorted."""
+    return sorted(file.stem for file in (configs / group).glob("*.yaml"))
+
+
+def describe(configs: Path, entry: str, schema: type) -> list[Setting]:
+    """An entry's help: each group with its default and choices, each setting with its type."""
+    tree = _read(configs / f"{entry}.yaml")
+    groups = [key for key in tree if (configs / key).is_dir()]
+    lines = [Setting(key, str(tree[key]), tuple(choices(configs, key))) for key in groups]
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        value = tree.get(field.name, default_of(field))
+        default = "required" if value == MISSING else shown(value)
+        lines.append(Setting(field.name, default, (in_words(hints[field.name]),)))
+    return lines
+
+
+def save(config: DictConfig, path: Path) -> None:
+    """Write a resolved config as YAML."""
+    OmegaConf.save(config, path)
+
+
+def load(path: Path) -> DictConfig:
+    """A read-only config as `save` wrote it."""
+    return _frozen(_read(path))
+
+
+def _frozen(settings: dict[str, Any]) -> DictConfig:
+    config = OmegaConf.create(settings)
+    OmegaConf.set_readonly(config, value=True)
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file."""
+    if not path.is_file():
+        raise ConfigError(f"no config file at {path}")
+    try:
+        content = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read {path}: {reason}") from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{path} must hold `key: value` lines")
+    return _plain(content)
+
+
+def _plain(section: DictConfig | Mapping[str, object]) -> dict[str, Any]:
+    """A copy of the section as a dict."""
+    if isinstance(section, DictConfig):
+        found = OmegaConf.to_container(section, resolve=False)
+        assert isinstance(found, dict)
+        return {str(key): value for key, value in found.items()}
+    return dict(section)
+
+
+def _split(override: str) -> tuple[list[str], Argument]:
+    """The keys and the value of `a.b=value`."""
+    key, separator, text = override.partition("=")
+    keys = key.split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"{override!r} is not of the form key=value, such as trainer=npo")
+    try:
+        value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException):
+        value = text  # not YAML: fine for a str, refused by any other type
+    return keys, Argument(text, value)
+
+
+def _set(tree: dict[str, Any], keys: Sequence[str], value: Argument) -> None:
+    """Put a value at its place in a tree of dicts."""
+    for key in keys[:-1]:
+        below = tree.get(key)
+        below = below.value if isinstance(below, Argument) else below
+        tree[key] = dict(below) if isinstance(below, Mapping) else {}
+        tree = tree[key]
+    tree[keys[-1]] = value
+
+
+def _section(given: object, group: str, configs: Path) -> dict[str, Any]:
+    """A group's settings, from its choice's file or as a resolved config holds them."""
+    if isinstance(given, Mapping):
+        if not {"name", "class"} <= given.keys():
+            raise ConfigError(f"{group} must be a choice, or hold `name`, `class` and settings")
+        return dict(given)
+    name, allowed = str(given), choices(configs, group)
+    if name not in allowed:
+        raise ConfigError(f"no {group} is called {name!r}{hint(name, allowed, 'choices')}")
+    path = configs / group / f"{name}.yaml"
+    settings = _read(path)
+    if "class" not in settings:
+        raise ConfigError(f"{path} must hold `class: <dotted path>`, or `class: null` for none")
+    if "name" in settings:
+        raise ConfigError(f"{path} must not hold `name`, which is the file's own name")
+    return {"name": name, **settings}
+
+
+def _resolved(section: dict[str, Any], group: str, allowed: Sequence[str]) -> dict[str, Any]:
+    """The section with all defaults of its class filled in and every value checked."""
+    settings = dict(section)
+    name = settings.pop("name")
+    if isinstance(name, Argument):
+        others = hint("", allowed, "choices")
+        raise ConfigError(f"{group}.name cannot be set; type {group}=<choice>{others}")
+    path = typed(str | None, settings.pop("class"), f"{group}.class")
+    if path is not None:
+        _, schema = _import(path, group)
+        return {"name": name, "class": path, **untyped(typed(schema, settings, group))}
+    for key in settings:
+        others = hint("", allowed, "choices")
+        raise ConfigError(f"{group}={name} has no setting {key!r}; choose a {group} first{others}")
+    return {"name": name, "class": None}
+
+
+def _import(path: str, group: str) -> tuple[Any, type]:
+    """The class at a dotted path and its nested `Config`."""
+    module, _, name = path.rpartition(".")
+    if not all(module.split(".")):
+        raise ConfigError(f"{group}.class must be like my_package.my_module.MyClass, got {path!r}")
+    try:
+        names = vars(importlib.import_module(module))
+    except ImportError as error:
+        raise ConfigError(f"{group}.class: cannot import {path!r}: {error}") from error
+    if name not in names:
+        close = hint(name, [key for key, value in names.items() if isinstance(value, type)])
+        raise ConfigError(f"{group}.class: {module!r} has no {name!r}{close}")
+    schema = getattr(names[name], "Config", None)
+    if not isinstance(schema, type) or not dataclasses.is_dataclass(schema):
+        raise ConfigError(f"{group}.class: {path!r} has no nested dataclass `Config`")
+    return names[name], schema
