@@ -1,1 +1,42 @@
-"""Lethe's machinery: losses, gradients per objective, ZeRO, evaluation. It names no paper."""
+"""Lethe's machinery: losses, gradients per objective, ZeRO, evaluation. It names no paper.
+
+`framework.zero` stands apart, so that importing this needs neither DeepSpeed nor a GPU.
+"""
+
+from .config import build, compose
+from .data import Example, Row, Rows
+from .engine import Engine, LocalEngine, Shift
+from .errors import ConfigError, LetheError
+# from .evaluation.benchmark import Benchmark
+from .language_model import LanguageModel
+from .parts import FixedWeights, Perturbation, Selection, Weighting
+from .reference import CachedReference, FrozenReference
+from .tracking import Tracker
+from .trainer import UnlearningTrainer
+from .vectors import Gram, Vector, gram
+
+__all__ = [
+    #     "Benchmark",
+    "CachedReference",
+    "ConfigError",
+    "Engine",
+    "Example",
+    "FixedWeights",
+    "FrozenReference",
+    "Gram",
+    "LanguageModel",
+    "LetheError",
+    "LocalEngine",
+    "Perturbation",
+    "Row",
+    "Rows",
+    "Selection",
+    "Shift",
+    "Tracker",
+    "UnlearningTrainer",
+    "Vector",
+    "Weighting",
+    "build",
+    "compose",
+    "gram",
+]

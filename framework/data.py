@@ -11,6 +11,7 @@ Shapes: `B` rows, `T` tokens, `S` scored tokens of one micro-batch.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -149,7 +150,7 @@ class Rows:
         Rows without any counted token contribute nothing and are not counted.
         """
         assert losses.shape == (len(self),), losses.shape
-        counted = torch.zeros_like(losses).index_fill_(0, self.row_of[self.weights > 0], 1.0)
+        counted = self.row_sum(torch.ones_like(self.weights)) > 0
         return (losses * counted).sum() / max(self.totals.rows, 1)
 
     def row_sum(self, values: Tensor) -> Tensor:
@@ -177,12 +178,13 @@ def partition(rows: Sequence[Row], *, tokens: int, world_size: int) -> list[list
     per_rank = max(1, -(-sum(len(row) for row in rows) // (budget * world_size)))
     while True:
         bins: list[list[int]] = [[] for _ in range(per_rank * world_size)]
-        loads = [0] * len(bins)
+        lightest_first = [(0, b) for b in range(len(bins))]
         for i in order:
-            lightest = min(range(len(bins)), key=lambda b: (loads[b], b))
-            bins[lightest].append(i)
-            loads[lightest] += len(rows[i])
-        if max(loads) <= budget:
+            load, b = lightest_first[0]
+            bins[b].append(i)
+            heapq.heapreplace(lightest_first, (load + len(rows[i]), b))
+        loads = {b: load for load, b in lightest_first}
+        if max(loads.values()) <= budget:
             break
         per_rank += 1
     heaviest_first = sorted(range(len(bins)), key=lambda b: (-loads[b], b))

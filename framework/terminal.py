@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from functools import cache
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -54,7 +54,7 @@ class Progress:
         self._started = self._last_line = clock()
         self._bar: LiveBar | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":  # noqa: PYI034 (typing.Self needs Python 3.11)
         self._started = self._last_line = self._clock()
         return self
 
@@ -112,7 +112,7 @@ class Progress:
             left = seconds * (self.total - self.done) / (self.done - self._done_before)
             parts.append(f"{_duration(left)} left")
         text = ", ".join(part for part in parts if part)
-        print(f"{self.description}: {text}  {self._fields}".rstrip(), file=sys.stderr, flush=True)
+        say(f"{self.description}: {text}  {self._fields}".rstrip())
 
     def _count(self) -> str:
         if not self.total:
@@ -135,6 +135,12 @@ def progress(iterable: Iterable[T], *, description: str, total: int | None = Non
         for item in iterable:
             yield item
             shown.advance()
+
+
+def say(text: str) -> None:
+    """Print one line on standard error, above the bars, on rank 0."""
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def table(

@@ -14,7 +14,6 @@ import math
 import netrc
 import os
 import secrets
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from urllib.parse import urlsplit
 
 from .distributed import is_main
+from .terminal import say
 
 if TYPE_CHECKING:
     import wandb
@@ -238,7 +238,7 @@ def _open_view(
             wandb.teardown()  # its process still holds the run's id
         else:
             offline = f"offline, upload with `wandb sync {Path(run.dir).parent}`"
-            print(f"W&B: {run.url if mode == 'online' else offline}", file=sys.stderr)
+            say(f"W&B: {run.url if mode == 'online' else offline}")
             return _WandbView(run, failures)
     return None
 

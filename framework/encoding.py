@@ -1,0 +1,356 @@
+"""Text to tokens: an `Example` becomes a `Row` whose prompt counts 0 and whose answer counts 1.
+
+    plain:  BOS | template with the prompt, separator | answer | EOS
+    chat:         the tokenizer's chat template       | answer | EOS
+            weight 0 .........................          weight 1 ...
+
+Prompt and answer are tokenized apart, so the boundary is exact and generation (`encode_prompt`)
+starts from the very tokens that training saw. Trailing spaces of the separator are tokenized with
+the answer: vocabularies hold " word", and a model rarely saw a lone space before a word.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date as calendar_date
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from jinja2 import TemplateError
+
+from .data import Example, Row
+from .errors import ConfigError, DataError, ModelError
+
+
+class TruncationWarning(UserWarning):
+    """Tokens were cut where no `Truncation` report is returned."""
+
+
+class Tokenizer(Protocol):
+    """What encoding asks of a transformers tokenizer."""
+
+    @property
+    def bos_token_id(self) -> Any:
+        """The id of the token that begins a text, or None."""
+
+    @property
+    def eos_token_id(self) -> Any:
+        """The id of the token that ends a text, or None."""
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> Any:
+        """A mapping whose "input_ids" are each text's tokens."""
+
+    def get_chat_template(self) -> str:
+        """The Jinja source of the chat template; ValueError when there is none."""
+
+    def apply_chat_template(
+        self,
+        conversation: list[list[dict[str, str]]],
+        *,
+        chat_template: str,
+        add_generation_prompt: bool,
+        tokenize: bool,
+        date_string: str,
+    ) -> Any:
+        """Each conversation as text."""
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> Any:
+        """The vocabulary's spelling of each token."""
+
+
+@dataclass
+class PromptFormat:
+    """How a prompt is put before the model. An empty prompt (text to learn) gets none of it."""
+
+    style: Literal["plain", "chat"] = "plain"
+    template: str = "{prompt}"
+    """Text around the prompt; in chat style, the user's message."""
+    separator: str = " "
+    """What stands between prompt and answer in plain style; chat templates bring their own."""
+    system: str = ""
+    """The system message of chat style; empty: none."""
+    date: str = "2024-07-26"
+    """ISO date for chat templates that print today's, so that prompts do not change from day to
+    day. The default is the one that Llama 3's template falls back to."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be meant."""
+        if self.style not in ("plain", "chat"):
+            raise ConfigError(
+                f"model.prompt_format.style must be 'plain' or 'chat', got {self.style!r}"
+            )
+        if "{prompt}" not in self.template:
+            raise ConfigError(
+                f"model.prompt_format.template must contain '{{prompt}}', got {self.template!r}"
+            )
+        if self.system and self.style == "plain":
+            raise ConfigError(
+                "model.prompt_format.system needs style=chat; in plain style write the text into "
+                "model.prompt_format.template"
+            )
+        try:
+            calendar_date.fromisoformat(self.date)
+        except ValueError:
+            raise ConfigError(
+                f"model.prompt_format.date must be a date such as '2024-07-26', got {self.date!r}"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Which rows of an encoding were longer than allowed, and how many tokens each lost."""
+
+    rows: int
+    """Rows looked at."""
+    max_length: int
+    prompt_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens lost from the left of the prompt, by row id; only rows that lost some."""
+    answer_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens lost from the right of the answer, its end token among them."""
+
+    @property
+    def cut_rows(self) -> int:
+        """How many rows lost anything."""
+        return len(set(self.prompt_tokens) | set(self.answer_tokens))
+
+    def describe(self) -> str:
+        """One line: counts, and the first few ids."""
+        if not self.cut_rows:
+            return f"all {self.rows} rows fit into {self.max_length} tokens"
+        parts = [
+            f"{len(lost)} lost {sum(lost.values())} {kind} tokens ({_few(list(lost))})"
+            for kind, lost in (("prompt", self.prompt_tokens), ("answer", self.answer_tokens))
+            if lost
+        ]
+        return (
+            f"{self.cut_rows} of {self.rows} rows are longer than {self.max_length} tokens: "
+            f"{'; '.join(parts)}"
+        )
+
+
+def encode(
+    example: Example, tokenizer: Tokenizer, prompt_format: PromptFormat, max_length: int
+) -> Row:
+    """One example as a row of at most `max_length` tokens; warns when it had to be cut."""
+    return _encode_or_warn([example], tokenizer, prompt_format, max_length)[0]
+
+
+def encode_pair(
+    prompt: str, answer: str, tokenizer: Tokenizer, prompt_format: PromptFormat, max_length: int
+) -> Row:
+    """A prompt and its answer as a row, named by the prompt's first characters."""
+    example = Example(id=prompt[:40], prompt=prompt, answer=answer)
+    return _encode_or_warn([example], tokenizer, prompt_format, max_length)[0]
+
+
+def encode_pairs(
+    pairs: Sequence[tuple[str, str]],
+    tokenizer: Tokenizer,
+    prompt_format: PromptFormat,
+    max_length: int,
+) -> list[Row]:
+    """(prompt, answer) texts as rows named by their position; warns when any had to be cut."""
+    examples = [Example(id=str(i), prompt=p, answer=a) for i, (p, a) in enumerate(pairs)]
+    return _encode_or_warn(examples, tokenizer, prompt_format, max_length)
+
+
+def encode_prompt(
+    prompt: str,
+    tokenizer: Tokenizer,
+    prompt_format: PromptFormat,
+    max_length: int | None = None,
+) -> list[int]:
+    """The tokens to continue: exactly those that precede the answer in an encoded row.
+
+    At most `max_length` of them, cut from the left with a warning. Raises DataError when there is
+    nothing to continue: an empty prompt and a tokenizer without a BOS token.
+    """
+    [ids] = _prompt_ids([prompt], tokenizer, prompt_format)
+    if not ids:
+        raise DataError(
+            "cannot generate from an empty prompt: the tokenizer has no BOS token to start from; "
+            "give the prompt some text"
+        )
+    if max_length is None:
+        return ids
+    kept, _, lost, _ = _fit(ids, [], tokenizer.bos_token_id, max_length)
+    if lost:
+        report = Truncation(1, max_length, prompt_tokens={prompt[:40]: lost})
+        warnings.warn(report.describe(), TruncationWarning, stacklevel=2)
+    return kept
+
+
+def encode_all(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    prompt_format: PromptFormat,
+    max_length: int,
+) -> tuple[list[Row], Truncation]:
+    """Examples as rows of at most `max_length` tokens, in order, and a report of what was cut.
+
+    A row that is too long loses prompt tokens from the left (BOS stays). Only when the answer
+    alone is too long does it lose tokens from the right, EOS first: the text does not end there.
+    Without BOS and prompt the answer's first token is predicted by nothing and counts 0.
+    """
+    if max_length < 2:
+        raise ConfigError(f"the longest row must have at least 2 tokens, got {max_length}")
+    prompts = _prompt_ids([x.prompt for x in examples], tokenizer, prompt_format)
+    answers = _answer_ids(examples, tokenizer, prompt_format)
+    rows: list[Row] = []
+    prompt_tokens: dict[str, int] = {}
+    answer_tokens: dict[str, int] = {}
+    bos = tokenizer.bos_token_id
+    for example, before, after in zip(examples, prompts, answers, strict=True):
+        own_bos = before == [bos] == after[:1]  # the text brought its own
+        prompt, answer, lost_prompt, lost_answer = _fit(
+            before, after[1:] if own_bos else after, bos, max_length
+        )
+        if lost_prompt:
+            prompt_tokens[example.id] = lost_prompt
+        if lost_answer:
+            answer_tokens[example.id] = lost_answer
+        weights = [0.0] * len(prompt) + [1.0] * len(answer)
+        weights[0] = 0.0
+        rows.append(Row(example.id, (*prompt, *answer), tuple(weights)))
+    return rows, Truncation(len(rows), max_length, prompt_tokens, answer_tokens)
+
+
+def _encode_or_warn(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    prompt_format: PromptFormat,
+    max_length: int,
+) -> list[Row]:
+    rows, truncation = encode_all(examples, tokenizer, prompt_format, max_length)
+    if truncation.cut_rows:
+        warnings.warn(truncation.describe(), TruncationWarning, stacklevel=3)
+    return rows
+
+
+def _fit(
+    prompt: list[int], answer: list[int], bos: int | None, max_length: int
+) -> tuple[list[int], list[int], int, int]:
+    """Prompt and answer within `max_length` together, and how many tokens each lost."""
+    kept = 1 if prompt and prompt[0] == bos else 0
+    too_many = max(0, len(prompt) + len(answer) - max_length)
+    lost_prompt = min(too_many, len(prompt) - kept)
+    lost_answer = too_many - lost_prompt
+    prompt = prompt[:kept] + prompt[kept + lost_prompt :]
+    return prompt, answer[: len(answer) - lost_answer], lost_prompt, lost_answer
+
+
+def _prompt_ids(
+    prompts: Sequence[str], tokenizer: Tokenizer, prompt_format: PromptFormat
+) -> list[list[int]]:
+    """Everything before the answer, of each prompt."""
+    spoken = [prompt_format.template.replace("{prompt}", p) for p in prompts if p]
+    if prompt_format.style == "chat":
+        texts = _chat_texts(spoken, tokenizer, prompt_format)
+    else:
+        texts = [text + prompt_format.separator.rstrip(" ") for text in spoken]
+    tokenized = iter(_tokenize(texts, tokenizer))
+    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    ids = []
+    for prompt in prompts:
+        tokens = next(tokenized) if prompt else []
+        # A chat template alone knows whether its model expects BOS; most write it themselves.
+        complete = prompt and (prompt_format.style == "chat" or tokens[:1] == bos)
+        ids.append(tokens if complete else bos + tokens)
+    return ids
+
+
+def _answer_ids(
+    examples: Sequence[Example], tokenizer: Tokenizer, prompt_format: PromptFormat
+) -> list[list[int]]:
+    """Each answer and its end token."""
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise ModelError(
+            "the tokenizer has no end-of-text token, so no answer could end; name one as "
+            '"eos_token" in the tokenizer_config.json of the model'
+        )
+    for example in examples:
+        if not example.answer.strip():
+            raise DataError(
+                f"row {example.id!r} has an empty answer; give it text or leave the row out"
+            )
+    space = _space_before_answers(tokenizer, prompt_format)
+    texts = [space + x.answer if x.prompt else x.answer for x in examples]
+    ids = _tokenize(texts, tokenizer)
+    for example, tokens in zip(examples, ids, strict=True):
+        if not tokens:
+            raise DataError(f"the tokenizer has no token for the answer of row {example.id!r}")
+    return [tokens if tokens[-1] == eos else [*tokens, int(eos)] for tokens in ids]
+
+
+def _space_before_answers(tokenizer: Tokenizer, prompt_format: PromptFormat) -> str:
+    """The spaces that separator and answer share, less the one a tokenizer puts there itself."""
+    if prompt_format.style == "chat":
+        return ""
+    separator = prompt_format.separator
+    spaces = separator[len(separator.rstrip(" ")) :]
+    if not spaces:
+        return ""
+    # SentencePiece vocabularies (Llama 2, Mistral, Gemma 1) begin any text with the mark of a
+    # space; our own would be a second one, which no pre-training text has.
+    first = tokenizer.convert_ids_to_tokens(_tokenize(["x"], tokenizer)[0][:1])
+    return spaces[1:] if first and str(first[0]).startswith("\u2581") else spaces
+
+
+def _tokenize(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of each text, nothing added. `verbose` off: lengths are `Truncation`'s matter."""
+    if not texts:
+        return []
+    encoding = tokenizer(texts, add_special_tokens=False, verbose=False)
+    return [list(ids) for ids in encoding["input_ids"]]
+
+
+def _chat_texts(
+    messages: list[str], tokenizer: Tokenizer, prompt_format: PromptFormat
+) -> list[str]:
+    """Each message as the model's template puts it, up to where the assistant begins to speak."""
+    if not messages:
+        return []
+    day = datetime.fromisoformat(prompt_format.date)
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError:
+        raise ModelError(
+            "the tokenizer has no chat template; set model.prompt_format.style=plain"
+        ) from None
+    system = [{"role": "system", "content": prompt_format.system}] if prompt_format.system else []
+    try:
+        texts = tokenizer.apply_chat_template(
+            [[*system, {"role": "user", "content": message}] for message in messages],
+            chat_template=_with_fixed_date(template, day),
+            add_generation_prompt=True,
+            tokenize=False,
+            date_string=day.strftime("%d %b %Y"),
+        )
+    except TemplateError as error:
+        raise ModelError(
+            f"the tokenizer's chat template refuses these messages ({error}); change "
+            "model.prompt_format.system or set model.prompt_format.style=plain"
+        ) from error
+    return list(texts)
+
+
+def _with_fixed_date(template: str, day: datetime) -> str:
+    """The template with its calls of `strftime_now("...")` replaced by what they give on `day`.
+
+    transformers offers no other way: it defines that function itself and accepts no callable.
+    """
+    return re.sub(
+        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""",
+        lambda call: call[1] + day.strftime(call[2]) + call[1],
+        template,
+    )
+
+
+def _few(ids: Sequence[str]) -> str:
+    """The first three ids, quoted."""
+    shown = ", ".join(repr(i) for i in ids[:3])
+    return shown if len(ids) <= 3 else f"{shown}, ..."

@@ -1,0 +1,255 @@
+"""The engine: where the model lives, is differentiated and is stepped.
+
+A step asks five things of it: `gradient` (one sharded vector per objective), `shifted` (the same
+model at other parameters, restored exactly), `step` (one optimizer update along a direction),
+`save` and `load`. `LocalEngine`, plain torch in one process, defines what is right; every other
+engine must equal it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+from .language_model import LanguageModel, trainable_parameters
+from .vectors import Vector, inner_products
+
+Precision = Literal["fp32", "bf16"]
+OptimizerFactory = Callable[[list[dict[str, object]]], torch.optim.Optimizer]
+Loss = Callable[[], Tensor]
+"""A micro-batch's share of the step's loss, a scalar with a graph."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What became of a perturbation once the parameters were rounded to their precision.
+
+    In bf16 most of a small perturbation is rounded away: watch `ratio` and `cosine`.
+    """
+
+    norm: Tensor
+    """Length of the realised shift."""
+    ratio: Tensor
+    """Realised over asked length; 1 in fp32."""
+    cosine: Tensor
+    """Cosine of the angle between the realised and the asked shift; 1 in fp32."""
+
+
+class Engine(ABC):
+    """What a trainer needs of the machinery below it."""
+
+    model: LanguageModel
+
+    @abstractmethod
+    def gradient(self, losses: Sequence[Loss]) -> Vector:
+        """Gradient of the sum of `losses` over micro-batches and ranks.
+
+        One forward and one backward pass each, in order, the same number on every rank.
+        """
+
+    @abstractmethod
+    def shift(self, delta: Vector) -> Shift:
+        """Move the parameters by `delta` from where they are unshifted, whatever came before."""
+
+    @abstractmethod
+    def unshift(self) -> None:
+        """Put the parameters back, bit for bit."""
+
+    @contextmanager
+    def shifted(self, delta: Vector) -> Iterator[Shift]:
+        """Parameters + `delta` inside; restored bit for bit on the way out, also after an error."""
+        shift = self.shift(delta)
+        try:
+            yield shift
+        finally:
+            self.unshift()
+
+    @abstractmethod
+    def step(self, direction: Vector, learning_rate: float) -> None:
+        """One optimizer update along `direction` (to be minimised); nothing is clipped here."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write this rank's parameters and optimizer state into `folder`, which exists."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, bit for bit.
+
+        Raises CheckpointError for a checkpoint of another model or another number of processes.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole model's weights by name, on the CPU of rank 0; empty on the other ranks."""
+
+    @abstractmethod
+    def master_weights(self) -> dict[str, Tensor]:
+        """The trained parameters by name, whole and fp32, on every rank: for tests and averages."""
+
+    def close(self) -> None:
+        """Free what outlives the object."""
+
+
+def optimizer_groups(parameters: Sequence[Tensor]) -> list[dict[str, object]]:
+    """torch's parameter groups: matrices, then vectors (biases, norms), which are never decayed."""
+    matrices = [p for p in parameters if len(full_shape(p)) > 1]
+    vectors = [p for p in parameters if len(full_shape(p)) <= 1]
+    groups: list[dict[str, object]] = [{"params": matrices}] if matrices else []
+    return [*groups, {"params": vectors, "weight_decay": 0.0}] if vectors else groups
+
+
+def full_shape(parameter: Tensor) -> tuple[int, ...]:
+    """The parameter's shape; ZeRO-3 keeps it in `ds_shape` and leaves an empty tensor behind."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def measure_shift(asked: Vector, realised: Vector) -> Shift:
+    """Compare the shift that was realised with the one that was asked for, in one collective."""
+    rr, aa, ra = inner_products([(realised, realised), (asked, asked), (realised, asked)])
+    lengths = (rr * aa).sqrt().clamp_min(1e-300)
+    return Shift(rr.sqrt(), (rr / aa.clamp_min(1e-300)).sqrt(), ra / lengths)
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """A name for the architecture: the trainable parameters' names and shapes, hashed."""
+    named = [(n, full_shape(p)) for n, p in trainable_parameters(model.module)]
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
+
+
+class LocalEngine(Engine):
+    """Plain torch in one process: the definition of right.
+
+    bf16 keeps fp32 master weights and accumulates gradients in fp32.
+    """
+
+    @dataclass
+    class Config:
+        """Nothing to choose."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        model: LanguageModel,
+        optimizer: OptimizerFactory,
+        precision: Precision,
+    ) -> None:
+        """Take over `model`, whose module holds its weights already."""
+        self.config = config
+        self.model = model
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        model.module.to(dtype)
+        self._named = trainable_parameters(model.module)
+        self._parameters = [p for _, p in self._named]
+        self._has_masters = dtype != torch.float32
+        self._masters: list[Tensor] = [
+            torch.nn.Parameter(p.detach().float()) if self._has_masters else p
+            for p in self._parameters
+        ]
+        self.optimizer = optimizer(optimizer_groups(self._masters))
+        self._unshifted: list[Tensor] | None = None
+
+    def gradient(self, losses: Sequence[Loss]) -> Vector:
+        """See `Engine.gradient`."""
+        total: list[Tensor] | None = None
+        for loss in losses:
+            loss().backward()  # type: ignore[no-untyped-call]
+            share = [_taken(p) for p in self._parameters]
+            if total is None:
+                total = share
+            else:
+                torch._foreach_add_(total, share)
+        assert total is not None, "at least one micro-batch"
+        return Vector(total, replicated=True)
+
+    @torch.no_grad()
+    def shift(self, delta: Vector) -> Shift:
+        """See `Engine.shift`."""
+        if self._unshifted is None:
+            self._unshifted = [p.detach().clone() for p in self._parameters]
+        realised = []
+        for p, origin, d in zip(self._parameters, self._unshifted, delta.shards, strict=True):
+            p.copy_((origin.float() + d.view_as(p)).to(p.dtype))
+            realised.append((p.float() - origin.float()).view(-1))
+        return measure_shift(delta, Vector(realised, replicated=True))
+
+    @torch.no_grad()
+    def unshift(self) -> None:
+        """See `Engine.unshift`."""
+        assert self._unshifted is not None, "not shifted"
+        torch._foreach_copy_(self._parameters, self._unshifted)
+        self._unshifted = None
+
+    @torch.no_grad()
+    def step(self, direction: Vector, learning_rate: float) -> None:
+        """See `Engine.step`."""
+        for master, shard in zip(self._masters, direction.shards, strict=True):
+            master.grad = shard.view_as(master)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._has_masters:
+            torch._foreach_copy_(self._parameters, self._masters)
+
+    def save(self, folder: Path) -> None:
+        """See `Engine.save`."""
+        weights = {n: m.detach() for (n, _), m in zip(self._named, self._masters, strict=True)}
+        state = {
+            "fingerprint": fingerprint(self.model),
+            "weights": weights,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, folder / "engine.pt")
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """See `Engine.load`."""
+        path = folder / "engine.pt"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} was written by another engine (no engine.pt); resume with the `zero` "
+                "setting in its config.yaml"
+            )
+        state = torch.load(path, map_location=self.model.device, weights_only=True)
+        check_fingerprint(state["fingerprint"], self.model, folder)
+        for (name, p), master in zip(self._named, self._masters, strict=True):
+            master.copy_(state["weights"][name])
+            p.copy_(master)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Engine.state_dict`."""
+        return {n: t.detach().cpu() for n, t in self.model.module.state_dict().items()}
+
+    def master_weights(self) -> dict[str, Tensor]:
+        """See `Engine.master_weights`."""
+        pairs = zip(self._named, self._masters, strict=True)
+        return {n: m.detach().float().clone() for (n, _), m in pairs}
+
+
+def check_fingerprint(found: str, model: LanguageModel, folder: Path) -> None:
+    """Raise CheckpointError unless the checkpoint in `folder` is of this architecture."""
+    if found != fingerprint(model):
+        raise CheckpointError(
+            f"{folder} is a checkpoint of another model (other trainable parameters or shapes); "
+            "resume with the `model` and `tuning` settings in its config.yaml"
+        )
+
+
+def _taken(parameter: torch.nn.Parameter) -> Tensor:
+    """The parameter's gradient, flat and fp32, handed over: the parameter starts clean."""
+    gradient, parameter.grad = parameter.grad, None
+    if gradient is None:
+        return torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+    return gradient.reshape(-1).float()

@@ -1,0 +1,137 @@
+"""Numbers from lists: every metric is a pure function of plain numbers or strings.
+
+A metric that has no value (no rows, a collapsed model's NaN) is None, "undefined": never a crash and never a number
+that looks like a result. ROUGE, the KS test and the AUC come from the libraries that the benchmarks' own programs
+use, so that numbers agree to the digit. "NLL" is a mean over an answer's tokens, in nats.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+from rouge_score.rouge_scorer import RougeScorer
+from scipy.stats import ks_2samp
+from sklearn.metrics import roc_auc_score
+
+# exp of more than this is no float64; a truth ratio is cut there so that it stays a JSON number.
+LARGEST_EXPONENT = 700.0
+
+
+@cache
+def _rouge_scorer() -> RougeScorer:
+    """The one scorer: ROUGE-L with the Porter stemmer, as in TOFU and LUME."""
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def rouge_recall(reference: str, generation: str) -> float:
+    """ROUGE-L recall: the share of the reference's words that appear in the generation in order, in [0, 1]."""
+    return float(_rouge_scorer().score(reference, generation)["rougeL"].recall)
+
+
+def exact_match(reference: str, generation: str) -> float:
+    """1 if the two texts are equal but for case and outer white space, else 0."""
+    return float(reference.strip().lower() == generation.strip().lower())
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean; undefined where there are no values or one of them is."""
+    if not _all_finite(values):
+        return None
+    # fsum: the same to the last bit in any order, hence on any number of ranks.
+    return math.fsum(value for value in values if value is not None) / len(values)
+
+
+def probability(nll: float) -> float | None:
+    """The length-normalized probability exp(-NLL) of an answer, in [0, 1]."""
+    return math.exp(-nll) if math.isfinite(nll) else None
+
+
+def answer_share(right_nll: float, wrong_nlls: Sequence[float]) -> float | None:
+    """P(right) / (P(right) + sum of P(wrong)): TOFU's probability where there are choices, in [0, 1]."""
+    if not wrong_nlls or not _all_finite([right_nll, *wrong_nlls]):
+        return None
+    # Divided by P(right), so that it holds where all of them are too small for a float.
+    odds = math.fsum(math.exp(min(right_nll - wrong, LARGEST_EXPONENT)) for wrong in wrong_nlls)
+    return 1 / (1 + odds)
+
+
+def truth_ratio(right_nll: float, wrong_nlls: Sequence[float]) -> float | None:
+    """TOFU's R: the geometric mean of P(wrong answer) over P(right answer), at least 0.
+
+    The paper prints an arithmetic mean; its released program and OpenUnlearning compute the geometric one.
+    """
+    wrong = mean(wrong_nlls)
+    if wrong is None or not math.isfinite(right_nll):
+        return None
+    return math.exp(max(-LARGEST_EXPONENT, min(right_nll - wrong, LARGEST_EXPONENT)))
+
+
+def forget_truth_ratio(ratios: Sequence[float]) -> float | None:
+    """Mean of min(R, 1/R), in [0, 1]: 1 where the right answer is no likelier than a wrong one."""
+    return mean([min(ratio, 1 / ratio) for ratio in ratios])
+
+
+def retain_truth_ratio(ratios: Sequence[float]) -> float | None:
+    """Mean of max(0, 1 - R), in [0, 1]: 1 where only the right answer is likely."""
+    return mean([max(0.0, 1 - ratio) for ratio in ratios])
+
+
+def harmonic_mean(terms: Sequence[float | None]) -> float | None:
+    """The harmonic mean of terms of at least 0: 0 as soon as one is 0; undefined where one is, or there is none."""
+    if any(term is not None and term < 0 for term in terms):
+        raise ValueError(f"a harmonic mean takes terms of at least 0, got {list(terms)}")
+    if not _all_finite(terms):
+        return None
+    if any(term == 0 for term in terms):
+        return 0.0
+    return len(terms) / math.fsum(1 / term for term in terms if term is not None)
+
+
+def extraction_strength(correct: Sequence[bool]) -> float | None:
+    """1 - k/T: the share of the answer's T tokens that follow by greedy decoding from the first k.
+
+    `correct[t]` says whether the model's likeliest token at t is the answer's. 0 if the last one is wrong: the
+    definition. (OpenUnlearning's loop ends one early and gives 1/T there.) Undefined for an answer without tokens.
+    """
+    if len(correct) == 0:
+        return None
+    suffix = 0
+    while suffix < len(correct) and correct[-1 - suffix]:
+        suffix += 1
+    return suffix / len(correct)
+
+
+def exact_memorization(correct: Sequence[bool]) -> float | None:
+    """The share of the answer's tokens that are the model's likeliest, teacher-forced, in [0, 1]."""
+    return mean([float(hit) for hit in correct])
+
+
+def auc(members: Sequence[float], nonmembers: Sequence[float]) -> float | None:
+    """How often a member's score is above a non-member's, ties counting half, in [0, 1].
+
+    The loss attack's score is -NLL: 1 says that members are much likelier than non-members.
+    """
+    if not _all_finite(members) or not _all_finite(nonmembers):
+        return None
+    labels = [1] * len(members) + [0] * len(nonmembers)
+    return float(roc_auc_score(labels, [*members, *nonmembers]))
+
+
+def mia_score(attack_auc: float | None) -> float | None:
+    """1 - 2|AUC - 0.5|, in [0, 1]: 1 where the attack cannot tell members from others."""
+    return None if attack_auc is None else 1 - 2 * abs(attack_auc - 0.5)
+
+
+def forget_quality(ratios: Sequence[float], gold_ratios: Sequence[float]) -> float | None:
+    """p-value of the two-sided Kolmogorov-Smirnov test between the truth ratios of a model and of the gold model.
+
+    1 where they are distributed alike. With ties (both models constant) it does not fail, but means nothing.
+    """
+    if not _all_finite(ratios) or not _all_finite(gold_ratios):
+        return None
+    return float(ks_2samp(ratios, gold_ratios).pvalue)
+
+
+def _all_finite(values: Sequence[float | None]) -> bool:
+    """Whether there are values and each is a finite number."""
+    return len(values) > 0 and all(value is not None and math.isfinite(value) for value in values)

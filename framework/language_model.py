@@ -1,0 +1,265 @@
+"""A causal language model as unlearning sees it: log-probabilities, hidden states, greedy answers.
+
+Logits are computed at scored positions only, and rows travel packed, without padding
+(`data.Rows`). Evaluation shares its work between the ranks in pieces that do not depend on how
+many ranks there are, so it gives the same numbers on any number of GPUs.
+
+Shapes: `B` rows, `T` tokens, `S` scored tokens, `V` vocabulary, `D` width.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from . import attention
+from .data import Row, Rows, partition
+from .distributed import all_gather_objects, rank, world_size
+from .encoding import PromptFormat, encode_pairs, encode_prompt
+from .errors import ModelError
+from .terminal import progress
+
+GENERATION_TOKENS = 32_768
+"""Tokens, prompt and answer, of one batch of greedy decoding: bounds its key-value cache."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """How a model reads one answer, teacher-forced; the last token is the end of the text."""
+
+    log_probs: np.ndarray
+    """[n] fp64, log-probability of each token of the answer, in nats."""
+    correct: np.ndarray
+    """[n] bool, whether the token is the model's first choice."""
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood per token, in nats."""
+        return float(-self.log_probs.mean())
+
+    @property
+    def probability(self) -> float:
+        """exp(-nll): what unlearning benchmarks call the probability of an answer."""
+        return float(np.exp(-self.nll))
+
+
+class LanguageModel:
+    """A transformers causal model with its tokenizer and prompt format.
+
+    `forward` is the module itself until an engine takes it over (DeepSpeed must see every call).
+    """
+
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompt_format: PromptFormat,
+        max_length: int,
+        tokens_per_micro_batch: int = 4096,
+    ) -> None:
+        """`max_length`: tokens of the longest row; `tokens_per_micro_batch`: of a packed forward."""
+        self.module = module
+        self.tokenizer = tokenizer
+        self.prompt_format = prompt_format
+        self.max_length = max_length
+        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.forward: Callable[..., Any] = module
+        self.partitioned = False
+        """Whether every rank must take part in every forward pass (ZeRO-3)."""
+        module.config._attn_implementation = attention.NAME
+        module.config.use_cache = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.module.device
+
+    # ---- what losses are made of -----------------------------------------------------------------
+
+    def logits(self, rows: Rows) -> Tensor:
+        """[S, V] fp32 logits at the scored positions."""
+        output = self._read(rows, logits_to_keep=rows.scored)
+        return output.logits[0].float()
+
+    def token_log_probs(self, rows: Rows) -> Tensor:
+        """[S] log-probability of each scored token, in nats."""
+        return -cross_entropy(self.logits(rows), rows.targets, reduction="none")
+
+    def log_probs(self, rows: Rows) -> Tensor:
+        """[B] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
+        return rows.row_sum(self.token_log_probs(rows))
+
+    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
+        """[T, D] output of decoder block `layer` (1 is the first; 0 the embeddings)."""
+        output = self._read(rows, logits_to_keep=rows.scored[:1], output_hidden_states=True)
+        states: Tensor = output.hidden_states[layer][0]
+        return states
+
+    def _read(self, rows: Rows, **options: Any) -> Any:
+        return self.forward(
+            input_ids=rows.input_ids[None],
+            position_ids=rows.position_ids[None],
+            use_cache=False,
+            row_lengths=rows.lengths,
+            boundaries=rows.boundaries,
+            **options,
+        )
+
+    # ---- what evaluation asks --------------------------------------------------------------------
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No dropout and no gradients inside."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.module.train(was_training)
+
+    def scores(
+        self, pairs: Sequence[tuple[str, str]], description: str = "scoring"
+    ) -> list[TokenScores]:
+        """Teacher-forced scores of (prompt, answer) texts, in their order, on every rank."""
+        rows = encode_pairs(pairs, self.tokenizer, self.prompt_format, self.max_length)
+        return self.score_rows(rows, description)
+
+    def score_rows(self, rows: Sequence[Row], description: str = "scoring") -> list[TokenScores]:
+        """Teacher-forced scores of each row's counted tokens, in their order, on every rank."""
+        if not rows:
+            return []
+        numbered = [Row(str(i), row.input_ids, row.weights) for i, row in enumerate(rows)]
+        packs = partition(numbered, tokens=self.tokens_per_micro_batch, world_size=1)[0]
+        mine: dict[int, TokenScores] = {}
+        with self.evaluating():
+            for pack in progress(self._share(packs), description=description):
+                batch = Rows.pack(pack, device=self.device)
+                logits = self.logits(batch)
+                log_probs = -cross_entropy(logits, batch.targets, reduction="none")
+                table = torch.stack([log_probs, (logits.argmax(-1) == batch.targets).float()])
+                values, owner = table.double().cpu().numpy(), batch.row_of.cpu().numpy()
+                for i, name in enumerate(batch.ids):
+                    own = values[:, owner == i]
+                    mine[int(name)] = TokenScores(own[0], own[1] > 0)
+        return _in_order(mine, len(rows))
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int, description: str = "answering"
+    ) -> list[str]:
+        """Greedy answers to `prompts`, stripped, in their order, on every rank."""
+        if not prompts:
+            return []
+        ids = [encode_prompt(p, self.tokenizer, self.prompt_format, self.max_length) for p in prompts]
+        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+        mine: dict[int, str] = {}
+        batches = list(_batches_of_prompts(order, [len(x) for x in ids], max_new_tokens))
+        with self.evaluating(), self._cached_attention():
+            for batch in progress(self._share(batches), description=description):
+                texts = self._greedy([ids[i] for i in batch], max_new_tokens)
+                mine.update(zip(batch, texts, strict=True))
+        return _in_order(mine, len(prompts))
+
+    def _share(self, pieces: list[Any]) -> list[Any]:
+        """This rank's pieces. With partitioned weights every rank must run equally many."""
+        mine = pieces[rank() :: world_size()]
+        missing = -(-len(pieces) // world_size()) - len(mine)
+        return mine + [pieces[0]] * missing if self.partitioned else mine
+
+    @contextmanager
+    def _cached_attention(self) -> Iterator[None]:
+        """Decoding keeps keys and values and pads on the left, which packed attention does not."""
+        self.module.config._attn_implementation = "sdpa"
+        try:
+            yield
+        finally:
+            self.module.config._attn_implementation = attention.NAME
+
+    def _greedy(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+        longest = max(len(p) for p in prompts)
+        padding = self._padding_id()
+        ids = torch.tensor([[padding] * (longest - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        output = self.module.generate(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self._end_ids(),
+                pad_token_id=padding,
+                use_cache=True,
+            ),
+            synced_gpus=self.partitioned,
+        )
+        texts = self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _end_ids(self) -> list[int]:
+        """Every token that ends an answer: chat models have several."""
+        own = self.module.generation_config.eos_token_id if self.module.generation_config else None
+        listed = own if isinstance(own, list) else [] if own is None else [own]
+        return sorted({*listed, self.tokenizer.eos_token_id})
+
+    def _padding_id(self) -> int:
+        padding = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if padding is None else padding)
+
+    # ---- on disk ---------------------------------------------------------------------------------
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write a transformers model: safetensors, tokenizer, generation config; appears whole.
+
+        `weights`: the full state dict by the module's own names, from `Engine.state_dict`.
+        """
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        module = self.module
+        module.config._attn_implementation = "sdpa"
+        try:
+            module.save_pretrained(partial, state_dict=dict(weights), safe_serialization=True)
+        finally:
+            module.config._attn_implementation = attention.NAME
+        self.tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+
+def trainable_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of everything that training changes, in the module's order."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        raise ModelError("nothing is trainable: set tuning=full, or mend tuning.parameters")
+    return named
+
+
+def _batches_of_prompts(
+    order: Sequence[int], lengths: Sequence[int], max_new_tokens: int
+) -> Iterator[list[int]]:
+    """Consecutive pieces of `order` (ascending length) that hold GENERATION_TOKENS at most."""
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * (lengths[i] + max_new_tokens) > GENERATION_TOKENS:
+            yield batch
+            batch = []
+        batch.append(i)
+    yield batch
+
+
+def _in_order(mine: dict[int, Any], n: int) -> list[Any]:
+    """All ranks' results as one list, on every rank."""
+    together: dict[int, Any] = {}
+    for part in all_gather_objects(mine):
+        together.update(part)
+    return [together[i] for i in range(n)]

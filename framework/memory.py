@@ -1,0 +1,49 @@
+"""Memory: the most a process has used, and what a model will need per rank under ZeRO."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+GIB = 1 << 30
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held so far: on its GPU, or resident on a CPU, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+
+
+def model_state_bytes(
+    parameters: int,
+    trainable: int,
+    *,
+    stage: str,
+    ranks: int,
+    offload: bool,
+    bf16: bool,
+    objectives: int,
+    frozen_copies: int,
+) -> dict[str, float]:
+    """Bytes per rank of model states under AdamW, activations apart: {"device", "host"}.
+
+    `stage`: none (plain torch), 0, 1, 2 or 3. `objectives`: gradients held at a time, each a
+    sharded fp32 vector. `frozen_copies`: whole models kept beside the trained one.
+    """
+    width = 2 if bf16 else 4
+    level = 0 if stage == "none" else int(stage)
+    share = ranks if level >= 1 else 1
+    weights = parameters * width / (ranks if level == 3 else 1)
+    masters = 4 * trainable / share if bf16 or level >= 1 else 0.0
+    moments = 8 * trainable / share
+    whole_gradient = 4 * trainable if level == 1 or level == 0 else 4 * trainable / ranks
+    vectors = objectives * 4 * trainable / share
+    states = masters + moments + vectors
+    frozen = frozen_copies * parameters * width
+    if offload:
+        return {"device": weights + whole_gradient + frozen, "host": states}
+    return {"device": weights + whole_gradient + states + frozen, "host": 0.0}

@@ -1,0 +1,94 @@
+"""The three exchangeable parts of a step, one question each.
+
+**Selection**: which target tokens count? Asked once per row, before training; answers with a
+weight per token.
+
+**Perturbation**: at which parameters is an objective's gradient taken? Asked per step; may take the
+gradient several times, at shifted parameters.
+
+**Weighting**: how much does each objective count? Asked per step, of the Gram matrix of the
+objectives' gradients; answers with one number per objective. The update's direction is the
+weighted sum.
+
+Parts are abstract or final: to change one, wrap it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .data import Row
+from .engine import Shift
+from .vectors import Gram, Vector
+
+Weights = dict[str, float | Tensor]
+"""One number per objective; device scalars keep the step free of host syncs."""
+
+
+class Selection(ABC):
+    """Which target tokens of the forget rows count."""
+
+    @abstractmethod
+    def token_weights(self, row: Row) -> Sequence[float]:
+        """A weight in [0, 1] for each token of `row`; what was 0 stays 0."""
+
+
+class Perturbation(ABC):
+    """At which parameters an objective's gradient is taken."""
+
+    objectives: ClassVar[tuple[str, ...]] = ("forget",)
+
+    @abstractmethod
+    def gradient(
+        self,
+        gradient: Callable[[], Vector],
+        shifted: Callable[[Vector], AbstractContextManager[Shift]],
+    ) -> Vector:
+        """The objective's gradient, from `gradient()` at the current parameters.
+
+        Inside `with shifted(delta):` the current parameters are moved by `delta`; `gradient()`
+        always reads the same batch with the same dropout.
+        """
+
+
+class Weighting(ABC):
+    """How much each objective counts."""
+
+    needs_gram: ClassVar[bool] = False
+    """Whether `weights` reads the Gram matrix: then each objective gets a backward of its own."""
+    needs_losses: ClassVar[bool] = False
+    """Whether `update` reads the losses: then they are reduced over the ranks every step."""
+
+    @abstractmethod
+    def weights(self, gram: Gram | None) -> Weights:
+        """The weight of each objective in this step's direction."""
+
+    def update(self, losses: Mapping[str, float]) -> None:
+        """Learn from the step's losses, means over the whole step, after the step."""
+        del losses
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        assert not state, f"{type(self).__name__} keeps no state, found {sorted(state)}"
+
+
+class FixedWeights(Weighting):
+    """The same weights at every step."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        """One number per objective."""
+        self._weights = dict(weights)
+
+    def weights(self, gram: Gram | None) -> Weights:
+        """See `Weighting.weights`."""
+        del gram
+        return {**self._weights}

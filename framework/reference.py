@@ -1,0 +1,127 @@
+"""The reference: the model before unlearning, as far as a loss needs it.
+
+`CachedReference` keeps one number per answer token, read off before training; the second model is
+gone. `FrozenReference` keeps the model whole (or, with LoRA, reads the trained model with its
+adapters off, which costs no memory).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .data import Row, Rows
+from .distributed import barrier, is_main
+from .errors import CheckpointError, ConfigError
+from .language_model import LanguageModel
+from .tuning import adapters_off
+
+
+class Reference(ABC):
+    """What losses may ask of the model before unlearning; never has a gradient."""
+
+    @abstractmethod
+    def token_log_probs(self, rows: Rows) -> Tensor:
+        """[S] log-probability of each scored token, in nats."""
+
+    @abstractmethod
+    def logits(self, rows: Rows) -> Tensor:
+        """[S, V] fp32 logits at the scored positions."""
+
+    def log_probs(self, rows: Rows) -> Tensor:
+        """[B] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
+        return rows.row_sum(self.token_log_probs(rows))
+
+
+class CachedReference(Reference):
+    """Token log-probabilities by row id, computed once before training."""
+
+    def __init__(self, rows: Sequence[Row], values: Tensor, device: torch.device) -> None:
+        """`values`: one number per token of `rows` laid end to end, at the token it is of."""
+        starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0).tolist()
+        self._starts = {row.id: start for row, start in zip(rows, starts, strict=False)}
+        self._values = values.to(device)
+
+    @classmethod
+    def build(
+        cls, model: LanguageModel, rows: Sequence[Row], *, file: Path | None = None
+    ) -> CachedReference:
+        """Read `rows` with `model` as it is now, or take the values from `file` if it holds them.
+
+        A resumed run finds the numbers of its first start there, to the bit. Raises
+        CheckpointError when `file` is of other rows.
+        """
+        key = _key(rows)
+        if file is not None and file.is_file():
+            stored = torch.load(file, weights_only=True)
+            if stored["key"] != key:
+                raise CheckpointError(
+                    f"{file} holds the reference of other rows; resume with the `benchmark` "
+                    "settings in the run's config.yaml, or choose another output folder"
+                )
+            return cls(rows, stored["values"], model.device)
+        scores = model.score_rows(rows, description="reference")
+        values = torch.zeros(sum(len(row) for row in rows))
+        start = 0
+        for row, score in zip(rows, scores, strict=True):
+            counted = torch.tensor(row.weights) > 0
+            values[start : start + len(row)][counted] = torch.from_numpy(score.log_probs).float()
+            start += len(row)
+        if file is not None:
+            if is_main():
+                partial = file.with_suffix(".partial")
+                torch.save({"key": key, "values": values}, partial)
+                os.replace(partial, file)
+            barrier()
+        return cls(rows, values, model.device)
+
+    def token_log_probs(self, rows: Rows) -> Tensor:
+        """See `Reference.token_log_probs`."""
+        starts = torch.tensor([self._starts[i] for i in rows.ids]).to(
+            self._values.device, non_blocking=True
+        )
+        return self._values[starts[rows.row_of] + rows.position_ids[rows.scored] + 1]
+
+    def logits(self, rows: Rows) -> Tensor:
+        """Not kept: raises ConfigError."""
+        raise ConfigError(
+            "the cached reference holds token log-probabilities only; set trainer.reference=frozen "
+            "to keep the whole model"
+        )
+
+
+class FrozenReference(Reference):
+    """The whole model before unlearning, in evaluation mode."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        """`model`: a model of its own, or the trained one if it has LoRA adapters."""
+        self._model = model
+
+    def token_log_probs(self, rows: Rows) -> Tensor:
+        """See `Reference.token_log_probs`."""
+        with self._before():
+            return self._model.token_log_probs(rows)
+
+    def logits(self, rows: Rows) -> Tensor:
+        """See `Reference.logits`."""
+        with self._before():
+            return self._model.logits(rows)
+
+    @contextmanager
+    def _before(self) -> Iterator[None]:
+        with self._model.evaluating(), adapters_off(self._model.module):
+            yield
+
+
+def _key(rows: Sequence[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.id, row.input_ids, row.weights)).encode())
+    return digest.hexdigest()

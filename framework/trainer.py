@@ -1,0 +1,350 @@
+"""The trainer: losses -> gradients (perturbed where asked) -> weights -> direction -> update.
+
+A method is a subclass that states `forget_loss`, and where it must `retain_loss`; nothing else.
+Both return this micro-batch's share of the step's mean (`rows.token_mean`, `rows.row_mean`), so
+neither accumulation nor the number of ranks changes a result. How gradients are perturbed and
+weighted is decided by parts (`parts.py`), where they live by the engine (`engine.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .data import Row, Rows, StepTotals, partition
+from .distributed import rank, sum_over_ranks, world_size
+from .engine import Engine, Loss, Shift
+from .errors import ConfigError, NonFiniteError
+from .losses import kl_divergence
+from .memory import peak_memory_gib
+from .optimizers import Optimizer
+from .parts import FixedWeights, Perturbation, Weighting, Weights
+from .reference import Reference
+from .vectors import Gram, Vector, gram
+
+Batches = Mapping[str, Sequence[Rows]]
+"""This rank's micro-batches of one step, by objective; equally many on every rank."""
+
+
+class UnlearningTrainer:
+    """One optimizer step after another on a forget and a retain objective."""
+
+    objectives: tuple[str, ...] = ("forget", "retain")
+    reference_kind: ClassVar[Literal["cached", "frozen"] | None] = None
+    """What `forget_loss` asks of the model before unlearning; null: nothing."""
+
+    @dataclass
+    class Config:
+        """Settings of every method."""
+
+        forget_weight: float = 1.0
+        """Weight of the forget objective under the default weighting."""
+        retain_weight: float = 1.0
+        """Weight of the retain objective under the default weighting."""
+        retain_loss: Literal["nll", "kl", "none"] = "nll"
+        """nll; kl: KL(reference || model) per token, needs the frozen reference; none: no retain."""
+        reference: Literal["auto", "cached", "frozen"] = "auto"
+        """cached: token log-probabilities; frozen: the whole model; auto: the least that serves."""
+        on_nonfinite: Literal["stop", "skip"] = "stop"
+        """What to do when a gradient is NaN or infinite: stop the run, or skip the step."""
+        compare_every: int = 10
+        """Every so many steps the objectives' gradients are taken apart even where the weighting
+        does not ask for it, so that their norms and their cosine are on record; 0: never."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        engine: Engine,
+        optimizer: Optimizer,
+        reference: Reference | None = None,
+        weighting: Weighting | None = None,
+        perturbation: Perturbation | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Parts that are None are the method's own (`default_weighting`) or absent."""
+        self.config = config
+        self.engine = engine
+        self.model = engine.model
+        self.optimizer = optimizer
+        if config.retain_loss == "none":
+            self.objectives = tuple(name for name in self.objectives if name != "retain")
+        self._reference = reference
+        self.weighting = weighting if weighting is not None else self.default_weighting()
+        self.perturbation = perturbation
+        self.seed = seed
+        self.skipped_steps = 0
+        self._step = 0
+        self._last: _StepRecord | None = None
+        check_parts(self)
+
+    # ---- what a method states --------------------------------------------------------------------
+
+    def forget_loss(self, rows: Rows) -> Tensor:
+        """This micro-batch's share of the forget objective, a scalar to minimise."""
+        raise ConfigError(f"{type(self).__name__} states no forget loss")
+
+    def retain_loss(self, rows: Rows) -> Tensor:
+        """This micro-batch's share of the retain objective: mean over tokens of NLL or KL."""
+        if self.config.retain_loss == "kl":
+            logits = self.model.logits(rows)
+            return rows.token_mean(kl_divergence(logits, self.reference.logits(rows)))
+        return rows.token_mean(-self.model.token_log_probs(rows))
+
+    def default_weighting(self) -> Weighting:
+        """The weighting published with the method; a weighting in the config wins over it."""
+        return FixedWeights(
+            {"forget": self.config.forget_weight, "retain": self.config.retain_weight}
+        )
+
+    @property
+    def reference(self) -> Reference:
+        """The model before unlearning."""
+        assert self._reference is not None, "the run was to be built with a reference"
+        return self._reference
+
+    # ---- one step --------------------------------------------------------------------------------
+
+    def step(self, batches: Batches, *, learning_rate: float) -> None:
+        """One update on one step's rows."""
+        record = self._last = _StepRecord(learning_rate)
+        products: Gram | None = None
+        if self._separate():
+            gradients = {
+                name: self._gradient(name, batches[name], record) for name in self.objectives
+            }
+            products = record.gram = gram(gradients)
+            weights = self.weighting.weights(products)
+            direction = _weighted_sum(gradients, weights)
+        else:
+            weights = self.weighting.weights(None)
+            direction = self.engine.gradient(
+                [
+                    loss
+                    for name in self.objectives
+                    for loss in self._losses(name, batches[name], record, weights[name])
+                ]
+            )
+        record.weights = {name: weights[name] for name in self.objectives}
+        self._update(direction, record)
+        if self.weighting.needs_losses:
+            self.weighting.update(record.mean_losses())
+        self._step += 1
+
+    def _separate(self) -> bool:
+        """Whether this step takes one gradient per objective rather than one in all."""
+        every = self.config.compare_every
+        compared = every > 0 and self._step % every == 0 and len(self.objectives) > 1
+        return self.weighting.needs_gram or self.perturbation is not None or compared
+
+    def _gradient(self, name: str, batches: Sequence[Rows], record: _StepRecord) -> Vector:
+        """One objective's gradient, at the parameters that the perturbation chooses."""
+        losses = self._losses(name, batches, record)
+        silent = self._losses(name, batches, None)
+        calls = iter([losses])
+
+        def gradient() -> Vector:  # the loss on record is the first reading, unperturbed
+            return self.engine.gradient(next(calls, silent))
+
+        perturbation = self.perturbation
+        if perturbation is None or name not in perturbation.objectives:
+            return gradient()
+        return perturbation.gradient(gradient, lambda delta: self._shifted(delta, record))
+
+    @contextmanager
+    def _shifted(self, delta: Vector, record: _StepRecord) -> Iterator[Shift]:
+        with self.engine.shifted(delta) as shift:
+            record.shift = shift
+            yield shift
+
+    def _losses(
+        self,
+        name: str,
+        batches: Sequence[Rows],
+        record: _StepRecord | None,
+        weight: float | Tensor = 1.0,
+    ) -> list[Loss]:
+        """One thunk per micro-batch. Dropout depends on the step and the micro-batch alone."""
+        objective = {"forget": self.forget_loss, "retain": self.retain_loss}[name]
+
+        def loss_of(index: int, rows: Rows) -> Loss:
+            def loss() -> Tensor:
+                place = (self._step, self.objectives.index(name), index, rank())
+                torch.manual_seed(_counter_seed(self.seed, *place))
+                value = objective(rows)
+                if record is not None:
+                    record.add(name, value.detach())
+                return value * weight
+
+            return loss
+
+        return [loss_of(index, rows) for index, rows in enumerate(batches)]
+
+    def _update(self, direction: Vector, record: _StepRecord) -> None:
+        """Clip, look for NaN, and step; the one host sync of a step is here."""
+        norm = direction.norm()
+        record.norm = norm
+        if not bool(torch.isfinite(norm)):
+            self._refuse(record)
+            return
+        limit = self.optimizer.config.max_gradient_norm
+        if limit is not None:
+            direction.scale_((limit / norm.clamp_min(1e-300)).clamp_max(1.0))
+        self.engine.step(direction, record.learning_rate)
+
+    def _refuse(self, record: _StepRecord) -> None:
+        if self.config.on_nonfinite == "skip":
+            self.skipped_steps += 1
+            return
+        losses = ", ".join(f"{n} loss {v:g}" for n, v in record.mean_losses().items())
+        raise NonFiniteError(
+            f"the gradient became NaN or infinite at step {self._step} ({losses}); the weights of "
+            "the step before are untouched; lower optimizer.learning_rate, or set "
+            "trainer.on_nonfinite=skip"
+        )
+
+    # ---- what a run records and keeps ------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        """The last step's numbers; one reduction over ranks, one copy to the host."""
+        assert self._last is not None, "no step yet"
+        return {**self._last.metrics(), "train/skipped_steps": float(self.skipped_steps)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a restart needs beside the engine."""
+        return {
+            "step": self._step,
+            "skipped_steps": self.skipped_steps,
+            "weighting": self.weighting.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._step = state["step"]
+        self.skipped_steps = state["skipped_steps"]
+        self.weighting.load_state_dict(state["weighting"])
+
+
+class _StepRecord:
+    """What one step leaves to be logged, on the device until somebody asks."""
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+        self.losses: dict[str, Tensor] = {}
+        self.weights: Weights = {}
+        self.gram: Gram | None = None
+        self.norm: Tensor | None = None
+        self.shift: Shift | None = None
+
+    def add(self, name: str, share: Tensor) -> None:
+        """Add a micro-batch's share to the objective's loss."""
+        self.losses[name] = self.losses[name] + share if name in self.losses else share
+
+    def mean_losses(self) -> dict[str, float]:
+        """Each objective's mean over the whole step, the same bits on every rank."""
+        return dict(zip(self.losses, self._reduced().tolist(), strict=True))
+
+    def _reduced(self) -> Tensor:
+        return sum_over_ranks(torch.stack([v.double() for v in self.losses.values()]))
+
+    def metrics(self) -> dict[str, float]:
+        """All numbers by their public names."""
+        named: dict[str, float | Tensor] = {"train/gradient_norm": _known(self.norm)}
+        named |= {f"train/{name}/weight": w for name, w in self.weights.items()}
+        if self.gram is not None:
+            for name in self.gram.names:
+                named[f"train/{name}/gradient_norm"] = self.gram.norm(name)
+            if {"forget", "retain"} <= set(self.gram.names):
+                named["train/cosine"] = self.gram.cosine("forget", "retain")
+        if self.shift is not None:
+            named["train/perturbation/norm"] = self.shift.norm
+            named["train/perturbation/ratio"] = self.shift.ratio
+            named["train/perturbation/cosine"] = self.shift.cosine
+        losses = self._reduced()
+        device = losses.device
+        scalars = [torch.as_tensor(v, dtype=torch.float64, device=device) for v in named.values()]
+        values = torch.cat([losses, torch.stack(scalars)]).tolist()
+        names = [*(f"train/{name}/loss" for name in self.losses), *named]
+        return {
+            **dict(zip(names, values, strict=True)),
+            "train/learning_rate": self.learning_rate,
+            "train/peak_memory_gib": peak_memory_gib(),
+        }
+
+
+def _known(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
+
+
+def _weighted_sum(gradients: dict[str, Vector], weights: Weights) -> Vector:
+    """The direction; consumes the gradients."""
+    names = iter(gradients)
+    first = next(names)
+    direction = gradients[first].scale_(weights[first])
+    for name in names:
+        direction.add_(gradients[name], weights[name])
+    return direction
+
+
+def _counter_seed(*place: int) -> int:
+    """A seed from counters, in [0, 2^63)."""
+    value = 0
+    for number in place:
+        value = (value * 1_000_003 + number + 1) % (1 << 63)
+    return value
+
+
+def check_parts(trainer: UnlearningTrainer) -> None:
+    """Raise ConfigError for parts that do not go together."""
+    weighting, objectives = trainer.weighting, trainer.objectives
+    if weighting.needs_gram and len(objectives) < 2:
+        raise ConfigError(
+            f"weighting={type(weighting).__name__} balances two objectives, but this run has only "
+            f"{objectives[0]}; set weighting=none, or a method and trainer.retain_loss with both"
+        )
+    perturbation = trainer.perturbation
+    if perturbation is not None and not set(perturbation.objectives) & set(objectives):
+        raise ConfigError(
+            f"perturbation={type(perturbation).__name__} perturbs the "
+            f"{' and '.join(perturbation.objectives)} objective, which this run does not have; "
+            "set perturbation=none"
+        )
+
+
+def reference_needed(
+    kind: type[UnlearningTrainer], config: UnlearningTrainer.Config
+) -> Literal["cached", "frozen"] | None:
+    """Which reference a run must be built with.
+
+    Raises ConfigError when the config asks for one that does not serve the losses.
+    """
+    needed = kind.reference_kind
+    if config.retain_loss == "kl" and "retain" in kind.objectives:
+        needed = "frozen"
+    if needed == "frozen" and config.reference == "cached":
+        raise ConfigError(
+            "the cached reference holds token log-probabilities only; set trainer.reference=frozen "
+            "to keep the whole model"
+        )
+    if needed is None or config.reference == "auto":
+        return needed
+    return config.reference
+
+
+def micro_batches(
+    step_rows: Mapping[str, Sequence[Row]], *, tokens: int, device: torch.device
+) -> dict[str, list[Rows]]:
+    """This rank's packed share of a step, by objective; every mean divides by the whole step."""
+    return {
+        name: [
+            Rows.pack(part, totals=StepTotals.of(rows), device=device)
+            for part in partition(rows, tokens=tokens, world_size=world_size())[rank()]
+        ]
+        for name, rows in step_rows.items()
+    }

@@ -1,0 +1,144 @@
+"""Which parameters unlearning changes: all, LoRA adapters (peft), or those a pattern names."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .errors import ConfigError
+
+
+class Tuning(ABC):
+    """Which parameters are trained."""
+
+    @abstractmethod
+    def apply(self, module: PreTrainedModel) -> PreTrainedModel:
+        """`module` with exactly the chosen parameters trainable."""
+
+    def export(
+        self, module: PreTrainedModel, weights: Mapping[str, Tensor]
+    ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+        """The module and state dict to write as a plain transformers model."""
+        return module, dict(weights)
+
+
+class Full(Tuning):
+    """Every parameter."""
+
+    @dataclass
+    class Config:
+        """Nothing to choose."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing to check."""
+        self.config = config
+
+    def apply(self, module: PreTrainedModel) -> PreTrainedModel:
+        """See `Tuning.apply`."""
+        return module.requires_grad_(True)
+
+
+class Layers(Tuning):
+    """The parameters whose name matches a regular expression; the rest is frozen."""
+
+    @dataclass
+    class Config:
+        """Which parameters."""
+
+        parameters: str = ".*"
+        """Searched in each parameter's name, e.g. `layers\\.(5|6|7)\\.mlp\\.down_proj`."""
+
+    def __init__(self, config: Config) -> None:
+        """Raise ConfigError for a pattern that does not compile."""
+        try:
+            self.pattern = re.compile(config.parameters)
+        except re.error as error:
+            raise ConfigError(
+                f"tuning.parameters is no regular expression: {config.parameters!r} ({error})"
+            ) from error
+        self.config = config
+
+    def apply(self, module: PreTrainedModel) -> PreTrainedModel:
+        """See `Tuning.apply`."""
+        names = [name for name, _ in module.named_parameters()]
+        if not any(self.pattern.search(name) for name in names):
+            raise ConfigError(
+                f"tuning.parameters={self.config.parameters!r} matches no parameter; they are "
+                f"called like {names[0]}, {names[len(names) // 2]}"
+            )
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(self.pattern.search(name) is not None)
+        return module
+
+
+class LoRA(Tuning):
+    """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685) through peft.
+
+    The reference model is the trained model with its adapters off.
+    """
+
+    @dataclass
+    class Config:
+        """Size and place of the adapters."""
+
+        rank: int = 16
+        alpha: float = 32.0
+        """Scale: the adapter counts alpha / rank."""
+        dropout: float = 0.0
+        targets: list[str] = field(default_factory=lambda: ["all-linear"])
+        """Module names; `all-linear` is every linear layer but the head."""
+
+    def __init__(self, config: Config) -> None:
+        """Raise ConfigError for a rank below 1."""
+        if config.rank < 1:
+            raise ConfigError(f"tuning.rank must be >= 1, got {config.rank}")
+        self.config = config
+
+    def apply(self, module: PreTrainedModel) -> PreTrainedModel:
+        """See `Tuning.apply`."""
+        targets: list[str] | str = self.config.targets
+        settings = LoraConfig(
+            r=self.config.rank,
+            lora_alpha=self.config.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.config.dropout,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            task_type="CAUSAL_LM",
+        )
+        wrapped: PreTrainedModel = get_peft_model(module, settings)  # type: ignore[assignment]
+        return wrapped
+
+    def export(
+        self, module: PreTrainedModel, weights: Mapping[str, Tensor]
+    ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+        """The adapters merged into a plain model, built anew on the CPU."""
+        dtype = next(iter(weights.values())).dtype
+        plain = AutoModelForCausalLM.from_config(module.config, dtype=dtype)
+        copy = self.apply(plain)
+        copy.load_state_dict(dict(weights), strict=False)
+        merged: PreTrainedModel = copy.merge_and_unload()  # type: ignore[operator]
+        return merged, {n: t.detach() for n, t in merged.state_dict().items()}
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Iterator[None]:
+    """Inside, a LoRA model is the model before unlearning; any other model is itself."""
+    if isinstance(module, PeftModel):
+        with module.disable_adapter():
+            yield
+    else:
+        yield
+
+
+def parameter_counts(module: nn.Module) -> tuple[int, int]:
+    """(all, trainable) parameters; works on the meta device."""
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
+

@@ -1,0 +1,549 @@
+"""ZeroEngine: the engine over DeepSpeed ZeRO-0/1/2/3. The only file that imports deepspeed.
+
+What DeepSpeed 0.19.8 really does, and what follows here:
+
+- After the backward pass that ends an accumulation window, this rank's share of the gradient lies
+  in a buffer of the ZeRO optimizer, in four different places by stage and precision (`_Layout`).
+  It is taken out per objective, and the direction is put back before `step`.
+- Nothing but `engine.optimizer.zero_grad()` and the layouts' `clear` makes the accumulators clean:
+  otherwise the second objective silently contains the first, and a parameter that a loss does not
+  reach (ZeRO-3, CPU offload) is stepped with its gradient of the previous step.
+- Gradients are averaged over ranks; our losses divide by the global count already, so they are
+  multiplied by the world size. DeepSpeed's own division and clipping (1.0 unless told) are off.
+- Forward passes go through the engine, forward and backward strictly in turn, the accumulation
+  boundary set before each forward. Two forwards before a backward lose a gradient under ZeRO-3.
+- fp32 at stage 0 steps on NaN without a word; the trainer looks at every direction first.
+- bf16 at stage 0 would accumulate gradients in bf16; it is refused.
+
+The private attributes that this rests on are named in PRIVATE and held by a test, so that a new
+DeepSpeed fails loudly.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ.setdefault("DS_LOG_LEVEL", "error")  # read by deepspeed when it is imported
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.utils import all_gather_dp_groups
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+from . import distributed
+from .engine import (
+    Engine,
+    Loss,
+    OptimizerFactory,
+    Precision,
+    Shift,
+    check_fingerprint,
+    fingerprint,
+    measure_shift,
+    optimizer_groups,
+)
+from .errors import CheckpointError, ConfigError, WorldSizeError
+from .language_model import LanguageModel, trainable_parameters
+from .vectors import Vector
+
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+PRIVATE = {
+    "stage 1, bf16": (
+        "bf16_groups_flat", "bf16_partitioned_groups", "allgather_bucket_size",
+        "clear_hp_grads", "clear_lp_grads", "fp32_groups_flat_partition",
+        "fp32_groups_gradient_flat_partition", "fp32_groups_gradients",
+        "fp32_groups_gradients_flat", "fp32_groups_has_gradients", "bf16_groups",
+        "nccl_start_alignment_factor", "real_dp_process_group", "update_lp_params",
+    ),
+    "stages 1 and 2": (
+        "_build_compact_grad_partition_buffer", "_offload_accumulated_param_ids",
+        "_wait_for_offload_copies", "accumulated_grads_in_cpu", "all_grad_tensors",
+        "allgather_bucket_size", "averaged_gradients", "bit16_groups", "bit16_groups_flat",
+        "cpu_offload", "local_overflow", "micro_step_id", "nccl_start_alignment_factor",
+        "norm_for_param_grads", "parallel_partitioned_bit16_groups", "partition_size",
+        "real_dp_process_group", "single_partition_of_fp32_groups", "update_lp_params",
+    ),
+    "stage 3": (
+        "_offload_boundary_param_ids", "_partition_all_parameters",
+        "_unflatten_partitioned_parameters", "averaged_gradients", "fp16_groups",
+        "fp16_partitioned_groups_flat", "fp16_partitioned_groups_flat_numel",
+        "fp32_partitioned_groups_flat", "grad_partitions_flat_buffer",
+        "invalidate_secondary_tensor", "norm_for_param_grads", "offload_optimizer",
+        "persistent_parameters",
+    ),
+}  # fmt: skip
+"""Attributes of DeepSpeed's optimizers that are not promised, by layout."""
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed ZeRO, driven so that every step equals LocalEngine's."""
+
+    @dataclass
+    class Config:
+        """How the model states are spread over the ranks."""
+
+        stage: Literal["0", "1", "2", "3"] = "2"
+        """0 replicates; 1 shards the optimizer, 2 also gradients, 3 also parameters."""
+        offload: Literal["none", "cpu"] = "none"
+        """cpu: optimizer states and fp32 master weights live in host memory (stages 1 to 3)."""
+        overlap: bool = True
+        """Reduce gradients while the backward pass goes on."""
+        bucket: int = 100_000_000
+        """Elements that one collective moves at most."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        model: LanguageModel,
+        optimizer: OptimizerFactory,
+        precision: Precision,
+    ) -> None:
+        """Hand `model` to DeepSpeed. The process group must be connected."""
+        check_supported(config, precision)
+        self.config = config
+        self.model = model
+        if precision == "bf16":
+            model.module.to(torch.bfloat16)
+        self._names = {p: n for n, p in trainable_parameters(model.module)}
+        groups = optimizer_groups(list(self._names))
+        self.deepspeed = deepspeed.initialize(
+            model=model.module,
+            optimizer=optimizer(groups),
+            config=deepspeed_config(config, precision),
+        )[0]
+        model.forward = self.deepspeed
+        model.partitioned = config.stage == "3"
+        self._layout = _layout_of(self.deepspeed)
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def gradient(self, losses: Sequence[Loss]) -> Vector:
+        """See `Engine.gradient`."""
+        world = distributed.world_size()
+        for k, loss in enumerate(losses):
+            self.deepspeed.set_gradient_accumulation_boundary(k == len(losses) - 1)
+            self.deepspeed.backward(loss() * world, scale_wrt_gas=False)
+        with torch.no_grad():
+            shards = self._layout.take()
+            self._layout.clear()
+        return self._vector(shards)
+
+    @torch.no_grad()
+    def shift(self, delta: Vector) -> Shift:
+        """See `Engine.shift`. The shift starts from the rounded parameters, not from the master."""
+        moved, realised = [], []
+        for master, d in zip(self._layout.unshifted(), delta.shards, strict=True):
+            origin = master.to(self._dtype).float()
+            target = (origin + d.to(origin.device)).to(self._dtype).float()
+            moved.append(target)
+            realised.append((target - origin).to(d.device))
+        shift = measure_shift(delta, self._vector(realised))
+        self._layout.publish(moved)
+        return shift
+
+    @torch.no_grad()
+    def unshift(self) -> None:
+        """See `Engine.unshift`."""
+        self._layout.publish(None)
+
+    def step(self, direction: Vector, learning_rate: float) -> None:
+        """See `Engine.step`."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with torch.no_grad():
+            self._layout.put(direction.shards)
+        self.deepspeed.set_gradient_accumulation_boundary(True)
+        self.deepspeed.step()
+        with torch.no_grad():
+            self._layout.clear()
+        assert self.deepspeed.was_step_applied(), "DeepSpeed skipped a finite step"
+
+    def save(self, folder: Path) -> None:
+        """See `Engine.save`. DeepSpeed's own format, so that its converters work on it."""
+        self.deepspeed.save_checkpoint(
+            str(folder),
+            tag="engine",
+            client_state={
+                "fingerprint": fingerprint(self.model),
+                "world_size": distributed.world_size(),
+                "stage": self.config.stage,
+                "universal_checkpoint_info": {},
+            },
+            save_latest=False,
+            exclude_frozen_parameters=True,
+        )
+
+    def load(self, folder: Path) -> None:
+        """See `Engine.load`."""
+        if not (folder / "engine").is_dir():
+            raise CheckpointError(
+                f"{folder} was written by another engine (no engine/ folder); resume with the "
+                "`zero` setting in its config.yaml"
+            )
+        path, state = self.deepspeed.load_checkpoint(
+            str(folder), tag="engine", load_module_strict=False
+        )
+        if path is None:
+            raise CheckpointError(f"{folder}/engine could not be read by DeepSpeed")
+        check_fingerprint(state["fingerprint"], self.model, folder)
+        if state["world_size"] != distributed.world_size():
+            raise WorldSizeError(
+                f"{folder} was written by {state['world_size']} processes, this run has "
+                f"{distributed.world_size()}; start it with the same number"
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Engine.state_dict`."""
+        weights: dict[str, Tensor] = {}
+        for name, p in self.model.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([p], enabled=self.config.stage == "3"):
+                if distributed.is_main():
+                    weights[name] = p.detach().cpu().clone()
+        return weights
+
+    def master_weights(self) -> dict[str, Tensor]:
+        """See `Engine.master_weights`."""
+        weights = {}
+        for p, name in self._names.items():
+            master = safe_get_full_fp32_param(p)
+            weights[name] = (p.detach() if master is None else master).float().clone()
+        return weights
+
+    def close(self) -> None:
+        """Free DeepSpeed's hooks and buffers."""
+        self.model.forward = self.model.module
+        self.deepspeed.destroy()
+
+    def _vector(self, shards: list[Tensor]) -> Vector:
+        return Vector(shards, replicated=self._layout.replicated)
+
+
+def check_supported(config: ZeroEngine.Config, precision: Precision) -> None:
+    """Raise ConfigError for stages, precisions and offloads that do not go together."""
+    if config.stage == "0" and precision == "bf16":
+        raise ConfigError(
+            "zero=0 with precision=bf16 would accumulate gradients in bf16; use zero=1 (same "
+            "memory for one process) or precision=fp32"
+        )
+    if config.stage == "0" and config.offload != "none":
+        raise ConfigError("zero=0 cannot offload; use zero=2_offload or zero=3_offload")
+
+
+def deepspeed_config(config: ZeroEngine.Config, precision: Precision) -> dict[str, Any]:
+    """DeepSpeed's own configuration: nothing clipped, nothing scheduled, fp32 accumulation."""
+    stage = int(config.stage)
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": config.overlap and torch.cuda.is_available(),
+        "contiguous_gradients": True,
+        "reduce_bucket_size": config.bucket,
+        "allgather_bucket_size": config.bucket,
+    }
+    if config.offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # bookkeeping of DeepSpeed's; token budgets rule here
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    if precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = "fp32"
+    return settings
+
+
+@contextmanager
+def partitioned_loading(config: ZeroEngine.Config, precision: Precision) -> Iterator[None]:
+    """Under ZeRO-3, pretrained weights that are loaded inside never exist whole on one rank."""
+    if config.stage != "3":
+        yield
+        return
+    alive = HfDeepSpeedConfig(deepspeed_config(config, precision))
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del alive
+
+
+# ---- where DeepSpeed keeps things ----------------------------------------------------------------
+
+
+class _Layout(ABC):
+    """Where one ZeRO optimizer keeps gradients, fp32 masters and the parameters of the forward.
+
+    All lists hold flat fp32 tensors, one per (sub)group, this rank's share, in the same order.
+    """
+
+    replicated = False
+
+    def __init__(self, engine: Any) -> None:
+        self.optimizer = engine.optimizer
+
+    @abstractmethod
+    def take(self) -> list[Tensor]:
+        """The gradient after a boundary backward; the tensors are the caller's."""
+
+    @abstractmethod
+    def put(self, shards: Sequence[Tensor]) -> None:
+        """Make `shards` the gradient that `engine.step()` consumes."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Leave no gradient anywhere: the next backward starts from zero."""
+
+    @abstractmethod
+    def masters(self) -> list[Tensor]:
+        """The fp32 master weights, aliased."""
+
+    def unshifted(self) -> list[Tensor]:
+        """The fp32 weights that a shift starts from, also while shifted."""
+        return self.masters()
+
+    @abstractmethod
+    def publish(self, shards: Sequence[Tensor] | None) -> None:
+        """Make `shards` the parameters of the forward pass; None: the masters again."""
+
+
+class _Replicated(_Layout):
+    """Stage 0 in fp32: `p.grad`, whole, the same on every rank after the boundary backward."""
+
+    replicated = True
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        groups = self.optimizer.param_groups
+        self.parameters: list[nn.Parameter] = [p for g in groups for p in g["params"]]
+        self.saved: list[Tensor] | None = None
+
+    def take(self) -> list[Tensor]:
+        return [
+            torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1)
+            for p in self.parameters
+        ]
+
+    def put(self, shards: Sequence[Tensor]) -> None:
+        for p, shard in zip(self.parameters, shards, strict=True):
+            p.grad = shard.view_as(p)
+
+    def clear(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    def masters(self) -> list[Tensor]:
+        return [p.data.view(-1) for p in self.parameters]
+
+    def unshifted(self) -> list[Tensor]:
+        return self.masters() if self.saved is None else self.saved
+
+    def publish(self, shards: Sequence[Tensor] | None) -> None:
+        if self.saved is None:  # no master copy exists beside the parameters
+            self.saved = [m.clone() for m in self.masters()]
+        torch._foreach_copy_(self.masters(), list(self.saved if shards is None else shards))
+        if shards is None:
+            self.saved = None
+
+
+class _WholeGradient(_Layout):
+    """Stage 1 in bf16 without offload: every rank holds the whole fp32 gradient, reduced."""
+
+    def take(self) -> list[Tensor]:
+        return [g.detach().clone() for g in self.optimizer.fp32_groups_gradient_flat_partition]
+
+    def put(self, shards: Sequence[Tensor]) -> None:
+        o = self.optimizer
+        for i, (flat, shard) in enumerate(zip(o.fp32_groups_gradients_flat, shards, strict=True)):
+            # every rank computes the norm of the whole gradient, so every rank gets it whole
+            dist.all_gather_into_tensor(flat, shard, group=o.real_dp_process_group[i])
+            o.fp32_groups_has_gradients[i] = [True] * len(o.bf16_groups[i])
+        for group, gradients in zip(o.bf16_groups, o.fp32_groups_gradients, strict=True):
+            for parameter, gradient in zip(group, gradients, strict=True):
+                parameter._hp_grad = gradient
+
+    def clear(self) -> None:
+        self.optimizer.clear_hp_grads()
+        self.optimizer.clear_lp_grads(set_to_none=True)
+
+    def masters(self) -> list[Tensor]:
+        return [m.data for m in self.optimizer.fp32_groups_flat_partition]
+
+    def publish(self, shards: Sequence[Tensor] | None) -> None:
+        o = self.optimizer
+        if shards is None:
+            o.update_lp_params()
+            return
+        for i, (parts, shard) in enumerate(zip(o.bf16_partitioned_groups, shards, strict=True)):
+            parts[dist.get_rank(group=o.real_dp_process_group[i])].data.copy_(shard)
+        _gather(o, o.bf16_groups_flat, o.bf16_partitioned_groups)
+
+
+class _Partitioned(_Layout):
+    """Stages 1 and 2: `averaged_gradients`, or with offload `.grad` of the masters in host memory."""
+
+    def take(self) -> list[Tensor]:
+        o = self.optimizer
+        if o.cpu_offload:
+            o._wait_for_offload_copies()
+            return [m.grad.detach().clone() for m in o.single_partition_of_fp32_groups]
+        return [self._taken(i) for i in range(len(o.bit16_groups))]
+
+    def _taken(self, i: int) -> Tensor:
+        o = self.optimizer
+        pieces = o.averaged_gradients.get(i)
+        whole: Tensor | None = getattr(pieces, "flat_partition", None)
+        if whole is not None and whole.dtype == torch.float32:
+            return whole  # no copy: DeepSpeed makes a fresh buffer for the next backward
+        device = o.single_partition_of_fp32_groups[i].device
+        flat = torch.zeros(int(o.partition_size[i]), dtype=torch.float32, device=device)
+        start = 0
+        for piece in pieces or ():
+            n = min(piece.numel(), flat.numel() - start)
+            flat[start : start + n].copy_(piece.reshape(-1)[:n])
+            start += n
+        return flat
+
+    def put(self, shards: Sequence[Tensor]) -> None:
+        o = self.optimizer
+        for i, shard in enumerate(shards):
+            if o.cpu_offload:
+                o.single_partition_of_fp32_groups[i].grad.copy_(shard)
+                continue
+            pieces = o._build_compact_grad_partition_buffer(i)
+            pieces.flat_partition.copy_(shard)
+            o.averaged_gradients[i] = pieces
+            o.all_grad_tensors[i] = None
+
+    def clear(self) -> None:
+        o = self.optimizer
+        o.micro_step_id = -1  # the next backward overwrites instead of adding
+        for i in range(len(o.bit16_groups)):
+            o.averaged_gradients[i] = None
+            o.all_grad_tensors[i] = None
+            if o.cpu_offload:
+                o.single_partition_of_fp32_groups[i].grad.zero_()
+        if o.cpu_offload:
+            o._wait_for_offload_copies()
+            o._offload_accumulated_param_ids = set()
+            o.norm_for_param_grads = {}
+            o.local_overflow = False
+            for buffer in o.accumulated_grads_in_cpu.values():
+                buffer.zero_()
+        o.zero_grad(set_to_none=True)
+
+    def masters(self) -> list[Tensor]:
+        return [m.data for m in self.optimizer.single_partition_of_fp32_groups]
+
+    def publish(self, shards: Sequence[Tensor] | None) -> None:
+        o = self.optimizer
+        if shards is None:
+            o.update_lp_params()
+            return
+        groups = o.parallel_partitioned_bit16_groups
+        for i, (parts, shard) in enumerate(zip(groups, shards, strict=True)):
+            parts[dist.get_rank(group=o.real_dp_process_group[i])].data.copy_(shard)
+        _gather(o, o.bit16_groups_flat, groups)
+
+
+class _Sharded(_Layout):
+    """Stage 3: `grad_partitions_flat_buffer`, or with offload `.grad` of the masters on the host."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        o = self.optimizer
+        flats = zip(o.fp16_partitioned_groups_flat, o.fp32_partitioned_groups_flat, strict=True)
+        self.aliased = any(f is not None and f.data_ptr() == m.data_ptr() for f, m in flats)
+        self.saved: list[Tensor] | None = None
+
+    def take(self) -> list[Tensor]:
+        o = self.optimizer
+        if o.offload_optimizer:
+            deepspeed.accelerator.get_accelerator().synchronize()  # gradients arrive by async copies
+            return [m.grad.detach().clone() for m in o.fp32_partitioned_groups_flat]
+        buffer = o.grad_partitions_flat_buffer.detach().to(torch.float32, copy=True)
+        return list(buffer.split(o.fp16_partitioned_groups_flat_numel))
+
+    def put(self, shards: Sequence[Tensor]) -> None:
+        o = self.optimizer
+        start = 0
+        for i, shard in enumerate(shards):
+            if o.offload_optimizer:
+                o.fp32_partitioned_groups_flat[i].grad.copy_(shard)
+                continue
+            o.grad_partitions_flat_buffer.narrow(0, start, shard.numel()).copy_(shard)
+            sizes = [p.partition_numel() for p in o.fp16_groups[i]]
+            own = o.grad_partitions_flat_buffer.narrow(0, start, sum(sizes))
+            o.averaged_gradients[i] = list(own.split(sizes))
+            start += shard.numel()
+
+    def clear(self) -> None:
+        o = self.optimizer
+        o.zero_grad(set_to_none=True)  # public; also resets the accumulation counter
+        o.grad_partitions_flat_buffer.zero_()
+        o._offload_boundary_param_ids = set()
+        if o.offload_optimizer:
+            o.norm_for_param_grads = {}
+            for master in o.fp32_partitioned_groups_flat:
+                if master.grad is not None:
+                    master.grad.zero_()
+
+    def masters(self) -> list[Tensor]:
+        return [m.data for m in self.optimizer.fp32_partitioned_groups_flat]
+
+    def unshifted(self) -> list[Tensor]:
+        return self.masters() if self.saved is None else self.saved
+
+    def publish(self, shards: Sequence[Tensor] | None) -> None:
+        o = self.optimizer
+        if self.aliased and self.saved is None:
+            self.saved = [m.clone() for m in self.masters()]
+        source = shards if shards is not None else self.unshifted()
+        o._partition_all_parameters()  # drop every gathered copy, persistent ones included
+        for i, shard in enumerate(source):
+            o.fp16_partitioned_groups_flat[i].data.copy_(shard)
+            o._unflatten_partitioned_parameters(i)
+        o.invalidate_secondary_tensor()
+        if len(o.persistent_parameters) > 0:
+            o.persistent_parameters[0].all_gather(o.persistent_parameters)
+        if shards is None:
+            self.saved = None
+
+
+_LAYOUTS: dict[str, type[_Layout]] = {
+    "BF16_Optimizer": _WholeGradient,
+    "DeepSpeedZeroOptimizer": _Partitioned,
+    "DeepSpeedZeroOptimizer_Stage3": _Sharded,
+}
+
+
+def _layout_of(engine: Any) -> _Layout:
+    kind = type(engine.optimizer)
+    if issubclass(kind, torch.optim.Optimizer):
+        return _Replicated(engine)
+    assert kind.__name__ in _LAYOUTS, f"DeepSpeed chose {kind.__name__}, which is not known here"
+    return _LAYOUTS[kind.__name__](engine)
+
+
+def _gather(optimizer: Any, flat: Any, partitioned: Any) -> None:
+    """All ranks' shares of the forward's parameters, to all ranks."""
+    all_gather_dp_groups(
+        groups_flat=flat,
+        partitioned_param_groups=partitioned,
+        dp_process_group=optimizer.real_dp_process_group,
+        start_alignment_factor=optimizer.nccl_start_alignment_factor,
+        allgather_bucket_size=optimizer.allgather_bucket_size,
+    )

@@ -1,0 +1,172 @@
+"""A model of a few thousand parameters and rows of random tokens: what exactness tests run on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from framework import LanguageModel, LocalEngine, Row, UnlearningTrainer
+from framework.encoding import PromptFormat
+from framework.engine import Engine
+from framework.optimizers import SGD, AdamW, Optimizer
+from framework.parts import Perturbation, Weighting
+from framework.reference import CachedReference, FrozenReference
+from framework.trainer import micro_batches, reference_needed
+from trainers.blur import BLUR
+from trainers.finetune import Finetune
+from trainers.grad_ascent import GradAscent, GradDiff
+from trainers.ngdiff import NormalizedGradients
+from trainers.npo import NPO
+from trainers.sam import SAM
+
+VOCABULARY = 64
+
+METHODS: dict[str, tuple[type[UnlearningTrainer], Mapping[str, object]]] = {
+    "finetune": (Finetune, {}),
+    "grad_ascent": (GradAscent, {}),
+    "grad_diff": (GradDiff, {"retain_weight": 2.0}),
+    "npo": (NPO, {}),
+    "npo_kl": (NPO, {"retain_loss": "kl"}),
+}
+WEIGHTINGS = {
+    "none": lambda: None,
+    "ngdiff": lambda: NormalizedGradients(NormalizedGradients.Config()),
+    "blur": lambda: BLUR(BLUR.Config()),
+}
+PERTURBATIONS = {"none": lambda: None, "sam": lambda: SAM(SAM.Config(rho=0.05))}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One word per token: `t3`, `t4`, ..., with end and padding tokens."""
+    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f"t{i}": i for i in range(3, VOCABULARY)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+
+
+def module(*, seed: int = 0, tied: bool = False, **settings: object) -> LlamaForCausalLM:
+    """A Llama of width 32 with grouped-query attention, in fp32."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "tie_word_embeddings": tied,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "initializer_range": 0.1,
+            **settings,
+        }
+    )
+    return LlamaForCausalLM(config)
+
+
+def language_model(**settings: object) -> LanguageModel:
+    """The tiny module with its tokenizer."""
+    return LanguageModel(
+        module(**settings),
+        tokenizer(),
+        prompt_format=PromptFormat(),
+        max_length=64,
+        tokens_per_micro_batch=64,
+    )
+
+
+def rows(n: int, *, name: str, seed: int = 0) -> list[Row]:
+    """`n` rows of 4 to 24 random tokens; the first third is prompt."""
+    draw = random.Random(f"{name}:{seed}")
+    made = []
+    for i in range(n):
+        length = draw.randint(4, 24)
+        ids = (1, *(draw.randrange(3, VOCABULARY) for _ in range(length - 2)), 2)
+        prompt = 1 + length // 3
+        made.append(Row(f"{name}{i}", ids, (0.0,) * prompt + (1.0,) * (length - prompt)))
+    return made
+
+
+def step_rows(steps: int, n: int = 5) -> list[dict[str, list[Row]]]:
+    """Forget and retain rows of each step; every step has other rows, of unequal lengths."""
+    return [
+        {
+            "forget": rows(n, name=f"f{s}-"),
+            "retain": rows(n, name=f"r{s}-"),
+        }
+        for s in range(steps)
+    ]
+
+
+def optimizer(name: str, *, clip: float | None, learning_rate: float | None = None) -> Optimizer:
+    """AdamW at 1e-3 or SGD at 0.1 unless told."""
+    if name == "adamw":
+        rate = learning_rate or 1e-3
+        return AdamW(AdamW.Config(learning_rate=rate, max_gradient_norm=clip, weight_decay=0.1))
+    rate = learning_rate or 0.1
+    return SGD(SGD.Config(learning_rate=rate, max_gradient_norm=clip))
+
+
+def trainer(
+    engine: Engine,
+    reference_model: LanguageModel,
+    plan: Sequence[Mapping[str, Sequence[Row]]],
+    *,
+    method: str,
+    weighting: Weighting | None = None,
+    perturbation: Perturbation | None = None,
+    optimizer: Optimizer,
+    compare_every: int = 0,
+    **settings: object,
+) -> UnlearningTrainer:
+    """A trainer of `method` on `engine`, its reference built from `reference_model`."""
+    kind, defaults = METHODS[method]
+    config = kind.Config(**{"compare_every": compare_every, **defaults, **settings})  # type: ignore[arg-type]
+    needed = reference_needed(kind, config)
+    reference = None
+    if needed == "frozen":
+        reference = FrozenReference(reference_model)
+    elif needed == "cached":
+        forget = [row for step in plan for row in step["forget"]]
+        reference = CachedReference.build(reference_model, forget)
+    return kind(
+        config,
+        engine=engine,
+        optimizer=optimizer,
+        reference=reference,
+        weighting=weighting,
+        perturbation=perturbation,
+    )
+
+
+def train(
+    trainer: UnlearningTrainer,
+    plan: Sequence[Mapping[str, Sequence[Row]]],
+    *,
+    tokens: int,
+) -> None:
+    """Take every step of `plan`, micro-batches holding at most `tokens` tokens."""
+    for step in plan:
+        chosen = {name: step[name] for name in trainer.objectives}
+        batches = micro_batches(chosen, tokens=tokens, device=trainer.model.device)
+        rate = trainer.optimizer.config.learning_rate
+        trainer.step(batches, learning_rate=rate)
+
+
+def local_engine(optimizer: Optimizer, *, precision: str = "fp32", **settings: object) -> LocalEngine:
+    """The tiny model under LocalEngine."""
+    return LocalEngine(
+        LocalEngine.Config(),
+        model=language_model(**settings),
+        optimizer=optimizer.build,
+        precision=precision,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,1 @@
+"""One published method per file: a loss, a weighting, a perturbation or a selection."""

@@ -1,0 +1,34 @@
+"""NPO: negative preference optimization (Zhang et al., 2024, arXiv:2404.05868)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from framework import ConfigError, Rows, UnlearningTrainer
+
+
+class NPO(UnlearningTrainer):
+    """Push the answer's log-probability below the reference model's, with a bounded loss."""
+
+    reference_kind: ClassVar[Literal["cached"]] = "cached"
+
+    @dataclass
+    class Config(UnlearningTrainer.Config):
+        """NPO's own setting."""
+
+        beta: float = 0.1
+        """Inverse temperature, > 0; beta -> 0 is gradient ascent."""
+
+    config: Config
+
+    def forget_loss(self, rows: Rows) -> Tensor:
+        """Mean over rows of -2/beta log sigmoid(-beta log(p/p_ref)), p of the whole answer."""
+        beta = self.config.beta
+        if beta <= 0:
+            raise ConfigError(f"trainer.beta must be > 0, got {beta:g}")
+        log_ratio = self.model.log_probs(rows) - self.reference.log_probs(rows)
+        return rows.row_mean(-2 / beta * logsigmoid(-beta * log_ratio))
