@@ -1,9 +1,10 @@
 """The frame of every entry point: a user's mistake becomes one line and exit code 2."""
 
+import os
 import sys
 from collections.abc import Callable
 
-from framework.distributed import is_main
+from framework.distributed import disconnect
 from framework.errors import LetheError
 
 USER_ERROR = 2
@@ -13,7 +14,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 def run_entry(main: Callable[[list[str]], None]) -> None:
     """Run `main` on the command line's arguments; rank 0 prints what a user can mend.
 
-    DeepSpeed's launcher appends `--local_rank=N`; it is dropped: the environment names the ranks.
+    The rank is the launcher's, since most mistakes are found before the processes have met.
+    DeepSpeed's launcher appends `--local_rank=N`, which says nothing that the environment does not.
     """
     arguments = [
         text for text in sys.argv[1:] if not text.startswith(("--local_rank=", "--local-rank="))
@@ -21,8 +23,9 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     try:
         main(arguments)
     except LetheError as error:
-        if is_main():
+        if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    disconnect()
