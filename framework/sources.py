@@ -1,8 +1,9 @@
 """Where examples come from: a JSON lines or parquet file, a folder of splits, or a hub data set.
 
-JSON is read by Python's own reader, line by line at line feeds only. The `datasets` library would turn
-an answer such as "1984-12-31" into a timestamp and "007" in a mixed column into the number 7, and
-`str.splitlines` would break rows at U+0085 and U+2028; an unlearning target must stay as written.
+JSON is read by Python's own reader, row by row at line feeds only. The `datasets` library would
+turn an answer such as "1984-12-31" into a timestamp and "007" in a mixed column into the number 7,
+and `str.splitlines` would break rows at U+0085 and U+2028; an unlearning target must stay as
+written.
 """
 
 from __future__ import annotations
@@ -162,12 +163,12 @@ def _object(row: Any, where: str) -> dict[str, Any]:
 def _parquet(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns and rows of a parquet file."""
     # pyarrow comes with `datasets` and reads the file itself, without copying it into a cache.
-    import pyarrow
+    import pyarrow as pa
     from pyarrow import parquet
 
     try:
         table = parquet.read_table(path)
-    except pyarrow.ArrowException as error:
+    except pa.ArrowException as error:
         raise DataError(f"{path} is not a readable parquet file ({_first_line(error)})") from error
     return list(table.column_names), table.to_pylist()
 
