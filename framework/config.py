@@ -73,7 +73,7 @@ def compose(
 
 def build(section: DictConfig | Mapping[str, object], **context: object) -> Any:
     """An instance of the section's class, given its `Config` and the context; None if absent."""
-    settings = _plain(section)
+    settings = plain(section)
     name, path = settings.pop("name", ""), settings.pop("class", None)
     if path is None:
         return None
@@ -94,7 +94,7 @@ def describe(configs: Path, entry: str, schema: type) -> list[Setting]:
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         value = tree.get(field.name, default_of(field))
-        default = "required" if value == MISSING else shown(value)
+        default = "required" if value == MISSING else shown(value).strip("'")
         lines.append(Setting(field.name, default, (in_words(hints[field.name]),)))
     return lines
 
@@ -126,10 +126,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {reason}") from None
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path} must hold `key: value` lines")
-    return _plain(content)
+    return plain(content)
 
 
-def _plain(section: DictConfig | Mapping[str, object]) -> dict[str, Any]:
+def plain(section: DictConfig | Mapping[str, object]) -> dict[str, Any]:
     """A copy of the section as a dict."""
     if isinstance(section, DictConfig):
         found = OmegaConf.to_container(section, resolve=False)
@@ -145,7 +145,7 @@ def _split(override: str) -> tuple[list[str], Argument]:
     if not separator or not all(keys):
         raise ConfigError(f"{override!r} is not of the form key=value, such as trainer=npo")
     try:
-        value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        value = plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except (yaml.YAMLError, OmegaConfBaseException):
         value = text  # not YAML: fine for a str, refused by any other type
     return keys, Argument(text, value)

@@ -156,6 +156,8 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 def untyped(value: Any) -> Any:
     """The value as YAML has it: dataclasses as mappings, tuples as lists, paths as text."""
+    if isinstance(value, Argument):
+        return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [field.name for field in dataclasses.fields(value) if field.init]
         return {name: untyped(getattr(value, name)) for name in fields}
