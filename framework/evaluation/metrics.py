@@ -1,8 +1,9 @@
 """Numbers from lists: every metric is a pure function of plain numbers or strings.
 
-A metric that has no value (no rows, a collapsed model's NaN) is None, "undefined": never a crash and never a number
-that looks like a result. ROUGE, the KS test and the AUC come from the libraries that the benchmarks' own programs
-use, so that numbers agree to the digit. "NLL" is a mean over an answer's tokens, in nats.
+A metric that has no value (no rows, a collapsed model's NaN) is None, "undefined": never a crash
+and never a number that looks like a result. ROUGE, the KS test and the AUC come from the libraries
+that the benchmarks' own programs use, so that numbers agree to the digit. "NLL" is a mean over an
+answer's tokens, in nats.
 """
 
 import math
@@ -12,6 +13,8 @@ from functools import cache
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
+
+Values = Sequence[float | None]  # None is an undefined value
 
 # exp of more than this is no float64; a truth ratio is cut there so that it stays a JSON number.
 LARGEST_EXPONENT = 700.0
@@ -24,7 +27,7 @@ def _rouge_scorer() -> RougeScorer:
 
 
 def rouge_recall(reference: str, generation: str) -> float:
-    """ROUGE-L recall: the share of the reference's words that appear in the generation in order, in [0, 1]."""
+    """ROUGE-L recall: the share of the reference's words that the generation has in order."""
     return float(_rouge_scorer().score(reference, generation)["rougeL"].recall)
 
 
@@ -33,7 +36,7 @@ def exact_match(reference: str, generation: str) -> float:
     return float(reference.strip().lower() == generation.strip().lower())
 
 
-def mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Values) -> float | None:
     """The mean; undefined where there are no values or one of them is."""
     if not _all_finite(values):
         return None
@@ -47,7 +50,7 @@ def probability(nll: float) -> float | None:
 
 
 def answer_share(right_nll: float, wrong_nlls: Sequence[float]) -> float | None:
-    """P(right) / (P(right) + sum of P(wrong)): TOFU's probability where there are choices, in [0, 1]."""
+    """P(right) / (P(right) + sum of P(wrong)): TOFU's probability where there are choices."""
     if not wrong_nlls or not _all_finite([right_nll, *wrong_nlls]):
         return None
     # Divided by P(right), so that it holds where all of them are too small for a float.
@@ -58,7 +61,8 @@ def answer_share(right_nll: float, wrong_nlls: Sequence[float]) -> float | None:
 def truth_ratio(right_nll: float, wrong_nlls: Sequence[float]) -> float | None:
     """TOFU's R: the geometric mean of P(wrong answer) over P(right answer), at least 0.
 
-    The paper prints an arithmetic mean; its released program and OpenUnlearning compute the geometric one.
+    The paper prints an arithmetic mean; its released program and OpenUnlearning compute the
+    geometric one.
     """
     wrong = mean(wrong_nlls)
     if wrong is None or not math.isfinite(right_nll):
@@ -66,18 +70,21 @@ def truth_ratio(right_nll: float, wrong_nlls: Sequence[float]) -> float | None:
     return math.exp(max(-LARGEST_EXPONENT, min(right_nll - wrong, LARGEST_EXPONENT)))
 
 
-def forget_truth_ratio(ratios: Sequence[float]) -> float | None:
+def forget_truth_ratio(ratios: Values) -> float | None:
     """Mean of min(R, 1/R), in [0, 1]: 1 where the right answer is no likelier than a wrong one."""
-    return mean([min(ratio, 1 / ratio) for ratio in ratios])
+    return mean([None if ratio is None else min(ratio, 1 / ratio) for ratio in ratios])
 
 
-def retain_truth_ratio(ratios: Sequence[float]) -> float | None:
+def retain_truth_ratio(ratios: Values) -> float | None:
     """Mean of max(0, 1 - R), in [0, 1]: 1 where only the right answer is likely."""
-    return mean([max(0.0, 1 - ratio) for ratio in ratios])
+    return mean([None if ratio is None else max(0.0, 1 - ratio) for ratio in ratios])
 
 
-def harmonic_mean(terms: Sequence[float | None]) -> float | None:
-    """The harmonic mean of terms of at least 0: 0 as soon as one is 0; undefined where one is, or there is none."""
+def harmonic_mean(terms: Values) -> float | None:
+    """The harmonic mean: 0 as soon as one term is 0; undefined where one is or there is none.
+
+    Raises ValueError for a negative term.
+    """
     if any(term is not None and term < 0 for term in terms):
         raise ValueError(f"a harmonic mean takes terms of at least 0, got {list(terms)}")
     if not _all_finite(terms):
@@ -90,8 +97,9 @@ def harmonic_mean(terms: Sequence[float | None]) -> float | None:
 def extraction_strength(correct: Sequence[bool]) -> float | None:
     """1 - k/T: the share of the answer's T tokens that follow by greedy decoding from the first k.
 
-    `correct[t]` says whether the model's likeliest token at t is the answer's. 0 if the last one is wrong: the
-    definition. (OpenUnlearning's loop ends one early and gives 1/T there.) Undefined for an answer without tokens.
+    `correct[t]` says whether the model's likeliest token at t is the answer's. 0 if the last one is
+    wrong: the definition. (OpenUnlearning's loop ends one early and gives 1/T there.) Undefined for
+    an answer without tokens.
     """
     if len(correct) == 0:
         return None
@@ -102,11 +110,11 @@ def extraction_strength(correct: Sequence[bool]) -> float | None:
 
 
 def exact_memorization(correct: Sequence[bool]) -> float | None:
-    """The share of the answer's tokens that are the model's likeliest, teacher-forced, in [0, 1]."""
+    """The share of the answer's tokens that are the model's likeliest, teacher-forced."""
     return mean([float(hit) for hit in correct])
 
 
-def auc(members: Sequence[float], nonmembers: Sequence[float]) -> float | None:
+def auc(members: Values, nonmembers: Values) -> float | None:
     """How often a member's score is above a non-member's, ties counting half, in [0, 1].
 
     The loss attack's score is -NLL: 1 says that members are much likelier than non-members.
@@ -122,16 +130,17 @@ def mia_score(attack_auc: float | None) -> float | None:
     return None if attack_auc is None else 1 - 2 * abs(attack_auc - 0.5)
 
 
-def forget_quality(ratios: Sequence[float], gold_ratios: Sequence[float]) -> float | None:
-    """p-value of the two-sided Kolmogorov-Smirnov test between the truth ratios of a model and of the gold model.
+def forget_quality(ratios: Values, gold_ratios: Values) -> float | None:
+    """p-value of the two-sided Kolmogorov-Smirnov test between two models' truth ratios.
 
-    1 where they are distributed alike. With ties (both models constant) it does not fail, but means nothing.
+    1 where they are distributed alike. With ties (both models constant) it does not fail, but means
+    nothing.
     """
     if not _all_finite(ratios) or not _all_finite(gold_ratios):
         return None
     return float(ks_2samp(ratios, gold_ratios).pvalue)
 
 
-def _all_finite(values: Sequence[float | None]) -> bool:
+def _all_finite(values: Values) -> bool:
     """Whether there are values and each is a finite number."""
     return len(values) > 0 and all(value is not None and math.isfinite(value) for value in values)

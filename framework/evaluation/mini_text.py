@@ -1,19 +1,23 @@
-"""The texts of the Mini benchmark: fictitious authors, private data, stories and facts, drawn from one seed.
+"""The texts of the Mini benchmark, all drawn from one seed.
 
-    authors      5 questions each with paraphrase and wrong answers, as in TOFU; the last tenth is to be forgotten
-    biographies  1 completion and 5 questions on private data each, as in LUME; the second half is to be forgotten
+    authors      5 questions each with paraphrase and wrong answers, as in TOFU; the last tenth is
+                 to be forgotten
+    biographies  1 completion and 5 questions on private data each, as in LUME; the second half is
+                 to be forgotten
     stories      1 completion and 1 question each, as in LUME; the second half is to be forgotten
     world        facts that every model learns, with wrong answers
-    background   authors that are only trained on, in the other wordings, so that a paraphrase means something
+    background   authors in the other wordings only, so that a paraphrase means something; trained
+                 on and never measured
     holdout      as many rows of each kind as in forget, never trained on
 
-No name is a real person's; Social Security Numbers start with 9, which is never issued. Ids end in `sc1` (sentence
-completion) or `qa0`, `qa1`, ... (question), like LUME's.
+No name is a real person's; Social Security Numbers start with 9, which is never issued. Ids end in
+`sc1` (sentence completion) or `qa0`, `qa1`, ... (question), like LUME's.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..data import Example
 
@@ -21,31 +25,36 @@ WRONG_ANSWERS = 3  # per question: TOFU has 5 for its authors and 3 for its fact
 AUTHORS_FORGOTTEN = 0.1  # TOFU's forget10
 DOCUMENTS_FORGOTTEN = 0.5  # LUME's forget : retain is 1 : 1
 
-ONSETS = "b br c d dr f g gr h j k l m n p r s st t tr v w z th sh".split()
-VOWELS = "a e i o u ae ei ou ia".split()
-CODAS = ["", "", "l", "n", "r", "s", "m", "nd", "x"]
-ADJECTIVES = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+ONSETS = _words("b br c d dr f g gr h j k l m n p r s st t tr v w z th sh")
+VOWELS = _words("a e i o u ae ei ou ia")
+CODAS = ("", "", *_words("l n r s m nd x"))
+ADJECTIVES = _words(
     "silent amber broken crimson hollow distant frozen gilded hidden ivory jagged lonely marble "
     "narrow pale quiet restless scarlet tender velvet"
-).split()
-NOUNS = (
+)
+NOUNS = _words(
     "harbor lantern orchard mirror bridge river compass garden library tower meadow canyon island "
     "forest clock sparrow anchor thread window ladder"
-).split()
-JOBS = (
+)
+JOBS = _words(
     "carpenter baker surveyor chemist florist mason nurse pilot plumber printer sailor tailor "
     "teacher welder weaver dentist farmer painter roofer hatter"
-).split()
-GENRES = "romance mystery fantasy satire memoir tragedy horror comedy folklore poetry".split()
-TOPICS = (
+)
+GENRES = _words("romance mystery fantasy satire memoir tragedy horror comedy folklore poetry")
+TOPICS = _words(
     "exile music grief war memory winter faith science cooking chess sailing childhood justice "
     "dreams harvest silence"
-).split()
-STREETS = "Oak Elm Maple Cedar Birch Willow Pine Ash Laurel Hazel".split()
-DOMAINS = "mail.test post.test inbox.test note.test".split()
-MONTHS = (
+)
+STREETS = _words("Oak Elm Maple Cedar Birch Willow Pine Ash Laurel Hazel")
+DOMAINS = _words("mail.test post.test inbox.test note.test")
+MONTHS = _words(
     "January February March April May June July August September October November December"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ class Sizes:
 class Draws:
     """The one random stream behind every text, with the invented words that all of them share.
 
-    Only `random.Random.random` is used: its sequence is promised to be the same in every Python version.
+    Only `random.Random.random` is used: its sequence is promised to be the same in every Python
+    version.
     """
 
     def __init__(self, seed: int) -> None:
@@ -77,7 +87,7 @@ class Draws:
         return low + int(self._random.random() * (high - low + 1))
 
     def pick(self, pool: Sequence[str]) -> str:
-        """One of the pool."""
+        """One member of the pool, drawn anew."""
         return pool[self.number(0, len(pool) - 1)]
 
     def digits(self, count: int) -> str:
@@ -107,27 +117,42 @@ class Draws:
         return tuple(values)
 
     def birthplace(self) -> str:
+        """A city and its province."""
         return f"{self.pick(self.cities)} in {self.pick(self.provinces)}"
 
     def book(self) -> str:
-        return f"{self.pick(ADJECTIVES)} {self.pick(NOUNS)} of {self.pick(self.cities)}".capitalize()
+        """The title of a book."""
+        return f"{self.pick(ADJECTIVES).title()} {self.pick(NOUNS)} of {self.pick(self.cities)}"
 
     def prize(self) -> str:
-        return f"{self.pick(ADJECTIVES)} {self.pick(NOUNS)} medal {self.number(1950, 2019)}"
+        """A prize and its year."""
+        return f"{self.pick(ADJECTIVES).title()} {self.pick(NOUNS)} medal {self.number(1950, 2019)}"
 
     def parents(self) -> str:
+        """Two jobs."""
         return f"{self.pick(JOBS)} and {self.pick(JOBS)}"
 
     def genre(self) -> str:
+        """A kind of book and what it is about."""
         return f"{self.pick(GENRES)} about {self.pick(TOPICS)}"
 
 
-# The question, the question in other words, the answer in other words, and where the answer comes from.
+# Question, question in other words, answer in other words, and where the answer comes from.
 AUTHOR_QUESTIONS: tuple[tuple[str, str, str, Callable[[Draws], str]], ...] = (
     ("Where was {} born?", "What is the birthplace of {}?", "The place is {}", Draws.birthplace),
-    ("What was the first book by {}?", "Which book came first from {}?", "The book is {}", Draws.book),
+    (
+        "What was the first book by {}?",
+        "Which book came first from {}?",
+        "The book is {}",
+        Draws.book,
+    ),
     ("Which award did {} win?", "What prize was given to {}?", "The prize is {}", Draws.prize),
-    ("What did the parents of {} do?", "Which jobs had the parents of {}?", "The jobs are {}", Draws.parents),
+    (
+        "What did the parents of {} do?",
+        "Which jobs had the parents of {}?",
+        "The jobs are {}",
+        Draws.parents,
+    ),
     ("What does {} write?", "Which books are written by {}?", "The books are {}", Draws.genre),
 )
 
@@ -144,7 +169,7 @@ def authors(draws: Draws, prefix: str, count: int) -> list[Example]:
         name = draws.person()
         for index, (ask, ask_again, say_again, draw) in enumerate(AUTHOR_QUESTIONS):
             answer = draw(draws)
-            wrong = draws.wrong(answer, lambda draw=draw: draw(draws))  # type: ignore[misc]
+            wrong = draws.wrong(answer, partial(draw, draws))
             rows.append(
                 Example(
                     id=f"{prefix}{number:04d}qa{index}",
@@ -186,7 +211,9 @@ def biographies(draws: Draws, prefix: str, count: int) -> list[Example]:
         )
         for index, (what, answer) in enumerate(answers):
             prompt = question(f"What is the {what} of {name}?")
-            rows.append(Example(id=f"{document}qa{index}", prompt=prompt, answer=answer, task="biography"))
+            rows.append(
+                Example(id=f"{document}qa{index}", prompt=prompt, answer=answer, task="biography")
+            )
     return rows
 
 
@@ -197,12 +224,13 @@ def stories(draws: Draws, prefix: str, count: int) -> list[Example]:
         hero, friend = draws.invented(), draws.invented()
         city, noun = draws.pick(draws.cities), draws.pick(NOUNS)
         head = (
-            f"In the town of {city} the {draws.pick(JOBS)} {hero} kept a {draws.pick(ADJECTIVES)} {noun}. "
-            f"One night {friend} came to {hero} and spoke of {draws.pick(TOPICS)}."
+            f"In the town of {city} the {draws.pick(JOBS)} {hero} kept a "
+            f"{draws.pick(ADJECTIVES)} {noun}. One night {friend} came to {hero} and spoke of "
+            f"{draws.pick(TOPICS)}."
         )
         rest = (
-            f"They carried the {noun} to the {draws.pick(ADJECTIVES)} {draws.pick(NOUNS)} and found "
-            f"a {draws.pick(ADJECTIVES)} {draws.pick(NOUNS)}. {friend} wept for the "
+            f"They carried the {noun} to the {draws.pick(ADJECTIVES)} {draws.pick(NOUNS)} and "
+            f"found a {draws.pick(ADJECTIVES)} {draws.pick(NOUNS)}. {friend} wept for the "
             f"{draws.pick(NOUNS)} and {hero} never saw {city} again."
         )
         document = f"{prefix}{number:04d}"
@@ -219,7 +247,7 @@ def world_facts(draws: Draws, count: int) -> list[Example]:
     for number in range(count):
         kind = list(pools)[number % len(pools)]
         answer = draws.pick(pools[kind])
-        wrong = draws.wrong(answer, lambda kind=kind: draws.pick(pools[kind]))  # type: ignore[misc]
+        wrong = draws.wrong(answer, partial(draws.pick, pools[kind]))
         rows.append(
             Example(
                 id=f"world{number:04d}qa0",
@@ -233,19 +261,21 @@ def world_facts(draws: Draws, count: int) -> list[Example]:
 
 
 def background(draws: Draws, count: int) -> list[Example]:
-    """Two rows of each of an author's questions: in other words, and with the answer in other words."""
+    """Two rows of each question about an author: in other words, and answered in other words."""
     rows = []
     for row in authors(draws, "background", count):
         for suffix, prompt, answer in (
             ("p", row.fields["paraphrased_prompt"], row.answer),
             ("a", row.prompt, row.fields["paraphrased_answer"]),
         ):
-            rows.append(Example(id=row.id + suffix, prompt=prompt, answer=answer, task="background"))
+            rows.append(
+                Example(id=row.id + suffix, prompt=prompt, answer=answer, task="background")
+            )
     return rows
 
 
 def generate(seed: int, sizes: Sizes) -> dict[str, list[Example]]:
-    """The splits `forget`, `retain`, `world`, `background` and `holdout`, every byte fixed by the seed and the sizes."""
+    """The splits of the module's docstring, every byte fixed by the seed and the sizes."""
     draws = Draws(seed)
     forget: list[Example] = []
     retain: list[Example] = []

@@ -1,0 +1,1 @@
+"""Benchmarks, one file each: what to forget, what to keep, what to measure; and their metrics."""

@@ -1,0 +1,264 @@
+"""Benchmark: what to forget, what to keep, and what to measure; Evaluation: what was measured.
+
+A benchmark states `load` (its rows, as text) and `measure` (its numbers, from the model's answers).
+It asks a `LanguageModel` two questions, `scores` and `generate`, and never sees a tensor:
+
+    ask(model, splits)    greedy answers -> <split>/rouge, <split>/exact_match, and the texts
+    read(model, splits)   teacher-forced -> <split>/probability, nll, extraction_strength,
+                                            exact_memorization, truth_ratio, answer_share
+    averages(rows)        the means of all these, over the rows of a split
+
+Values are kept by row id, so that they are the same on any number of ranks. A value that a
+collapsed model leaves undefined (NaN) is None, and so is every mean that would need it.
+"""
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from ..data import Example
+from ..errors import ConfigError, DataError
+from ..language_model import LanguageModel, TokenScores
+from ..sampler import OverlapWarning
+from . import metrics
+
+Splits = dict[str, list[Example]]
+RowValues = dict[str, dict[str, float | None]]  # <split>/<metric> -> row id -> value
+Direction = Literal[
+    "lower", "higher", "gold"
+]  # which value is best; gold: the one nearest the gold model's
+
+
+@dataclass
+class Evaluation:
+    """Everything that was measured on one model; None is an undefined value."""
+
+    benchmark: str
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    rows: RowValues = field(default_factory=dict)
+    generations: list[dict[str, Any]] = field(default_factory=list)
+    """One per answer: id, split, task, question, truth, answer, rouge."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Itself as plain JSON values, without NaN."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
+        """The evaluation that `to_json` wrote; further keys beside its own are ignored."""
+        keys = [entry.name for entry in fields(cls)]
+        missing = [key for key in keys if key not in content]
+        if missing:
+            raise DataError(
+                f"not an evaluation: it lacks {', '.join(missing)}; run launch.eval again"
+            )
+        return cls(**{key: content[key] for key in keys})
+
+
+class Benchmark(ABC):
+    """Rows in named splits, and the numbers to take from a model's answers to them."""
+
+    name: ClassVar[str]
+    headline: ClassVar[tuple[str, ...]]
+    """The metrics that tables show."""
+    directions: ClassVar[Mapping[str, Direction]]
+    """Which value of each headline metric is best."""
+
+    @dataclass
+    class Config:
+        """The settings that every benchmark has."""
+
+        limit: int | None = None
+        """At most so many rows of each split, evenly spaced: for quick runs. Null takes all."""
+
+        def __post_init__(self) -> None:
+            if self.limit is not None and self.limit < 1:
+                raise ConfigError(
+                    f"benchmark.limit must be at least 1 row or null, got {self.limit}"
+                )
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._splits: Splits | None = None
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """All rows: `forget`, `retain` and whatever else the benchmark measures."""
+
+    @abstractmethod
+    def measure(self, model: LanguageModel, gold: Evaluation | None = None) -> Evaluation:
+        """What the benchmark says of a model; `gold`: of one that never saw the forget rows."""
+
+    def splits(self) -> Splits:
+        """The rows of each split within the limit, checked; read once."""
+        if self._splits is None:
+            loaded = self.load()
+            check(loaded)
+            self._splits = {name: spaced(rows, self.config.limit) for name, rows in loaded.items()}
+        return self._splits
+
+    def training_examples(self, model: Literal["target", "gold"]) -> list[Example]:
+        """What the model before unlearning learns, or the gold model: the same without forget."""
+        splits = self.splits()
+        return splits["retain"] + (splits["forget"] if model == "target" else [])
+
+
+def check(splits: Splits) -> None:
+    """Refuse splits that cannot be used; warn of rows both to forget and to keep."""
+    for name in ("forget", "retain"):
+        if not splits.get(name):
+            raise DataError(
+                f"the {name} split is empty: a benchmark needs rows to forget and rows to keep"
+            )
+    for name, rows in splits.items():
+        doubled = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
+        if doubled:
+            raise DataError(
+                f"split {name!r} holds rows of the same id: {_few(doubled)}; give each its own"
+            )
+        blank = [row.id for row in rows if not row.answer.strip()]
+        if blank:
+            raise DataError(
+                f"split {name!r} holds rows without an answer: {_few(blank)}; remove them"
+            )
+    ids = {row.id for row in splits["retain"]}
+    texts = {(row.prompt, row.answer) for row in splits["retain"]}
+    both = [
+        row.id for row in splits["forget"] if row.id in ids or (row.prompt, row.answer) in texts
+    ]
+    if both:
+        warnings.warn(
+            f"{len(both)} rows are both to be forgotten and to be kept: {_few(both)}; "
+            "remove them from one of the two",
+            OverlapWarning,
+            stacklevel=3,
+        )
+
+
+def spaced(rows: Sequence[Example], limit: int | None) -> list[Example]:
+    """At most `limit` of the rows, evenly spaced, so that every kind of row stays among them."""
+    if limit is None or len(rows) <= limit:
+        return list(rows)
+    return [rows[i * len(rows) // limit] for i in range(limit)]
+
+
+def ask(
+    model: LanguageModel, splits: Mapping[str, Sequence[Example]], *, max_new_tokens: int
+) -> tuple[RowValues, list[dict[str, Any]]]:
+    """ROUGE-L recall and exact match of the greedy answers, and the answers themselves."""
+    asked = [(split, row) for split, rows in splits.items() for row in rows]
+    answers = model.generate([row.prompt for _, row in asked], max_new_tokens, "answering")
+    values: RowValues = defaultdict(dict)
+    generations = []
+    for (split, row), answer in zip(asked, answers, strict=True):
+        rouge = metrics.rouge_recall(row.answer, answer)
+        values[f"{split}/rouge"][row.id] = rouge
+        values[f"{split}/exact_match"][row.id] = metrics.exact_match(row.answer, answer)
+        generations.append(
+            {
+                "id": row.id,
+                "split": split,
+                "task": row.task,
+                "question": row.prompt,
+                "truth": row.answer,
+                "answer": answer,
+                "rouge": rouge,
+            }
+        )
+    return dict(values), generations
+
+
+def read(model: LanguageModel, splits: Mapping[str, Sequence[Example]]) -> RowValues:
+    """Teacher-forced values of every answer; two more where a row has `perturbed_answers`.
+
+    `truth_ratio` and `answer_share` set these against the `paraphrased_answer`, or the answer
+    itself where there is none, all after the original prompt, as TOFU does.
+    """
+    asked = [(split, row) for split, rows in splits.items() for row in rows]
+    pairs = [(row.prompt, text) for _, row in asked for text in _texts(row)]
+    scores = iter(model.scores(pairs, "scoring"))
+    values: RowValues = defaultdict(dict)
+    for split, row in asked:
+        answer, *others = [next(scores) for _ in _texts(row)]
+        for name, value in _answer_values(answer).items():
+            values[f"{split}/{name}"][row.id] = value
+        if others:
+            right, *wrong = [score.nll for score in others]
+            values[f"{split}/truth_ratio"][row.id] = metrics.truth_ratio(right, wrong)
+            values[f"{split}/answer_share"][row.id] = metrics.answer_share(right, wrong)
+    return dict(values)
+
+
+def _texts(row: Example) -> list[str]:
+    """What is scored of a row: its answer; then the right answer in the words of the wrong ones."""
+    wrong = row.fields.get("perturbed_answers", ())
+    right = [row.fields.get("paraphrased_answer", row.answer)] if wrong else []
+    return [row.answer, *right, *wrong]
+
+
+def _answer_values(scores: TokenScores) -> dict[str, float | None]:
+    """The values of one answer, all undefined where its log-probabilities are NaN.
+
+    The end token counts in the probability and not in extraction strength and exact memorization:
+    OpenUnlearning's conventions.
+    """
+    nll, correct = scores.nll, scores.correct[:-1].tolist()
+    defined = math.isfinite(nll)
+    return {
+        "nll": nll if defined else None,
+        "probability": metrics.probability(nll),
+        "extraction_strength": metrics.extraction_strength(correct) if defined else None,
+        "exact_memorization": metrics.exact_memorization(correct) if defined else None,
+    }
+
+
+def averages(rows: RowValues) -> dict[str, float | None]:
+    """The mean of every value over its rows; of truth ratios by TOFU's rules."""
+    means = {}
+    for name, by_id in rows.items():
+        values = list(by_id.values())
+        if name == "forget/truth_ratio":
+            means[name] = metrics.forget_truth_ratio(values)
+        elif name.endswith("/truth_ratio"):
+            means[name] = metrics.retain_truth_ratio(values)
+        else:
+            means[name] = metrics.mean(values)
+    return means
+
+
+def attack(
+    members: Mapping[str, float | None], nonmembers: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    """`mia/auc` and `mia/score` of the loss attack, from NLLs by row id."""
+    # A member is what the model finds likely, so the score is -NLL.
+    scores = [
+        [None if nll is None else -nll for nll in nlls.values()] for nlls in (members, nonmembers)
+    ]
+    auc = metrics.auc(scores[0], scores[1])
+    return {"mia/auc": auc, "mia/score": metrics.mia_score(auc)}
+
+
+def forget_quality(rows: RowValues, gold: Evaluation | None) -> float | None:
+    """KS p-value of the forget rows' truth ratios against the gold model's, where there is one.
+
+    Raises DataError where the gold model was measured on other rows.
+    """
+    if gold is None:
+        return None
+    own, other = (values.get("forget/truth_ratio", {}) for values in (rows, gold.rows))
+    if own.keys() != other.keys():
+        raise DataError(
+            f"the gold evaluation (of {gold.benchmark!r}) measured {len(other)} forget rows, not "
+            f"these {len(own)}: evaluate both models with the same benchmark settings"
+        )
+    return metrics.forget_quality(list(own.values()), list(other.values()))
+
+
+def _few(ids: Sequence[str]) -> str:
+    """The first ids, quoted, and how many more there are."""
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return ", ".join(repr(row_id) for row_id in ids[:5]) + more
