@@ -29,12 +29,13 @@ ONLY = {
     "yaml": ["framework/config.py"],
     "peft": ["framework/tuning.py"],
     "rich": ["framework/terminal.py"],
+    "matplotlib": ["framework/evaluation/plots.py"],
     "transformers": [
         "framework/attention.py",
         "framework/language_model.py",
+        "framework/loading.py",
         "framework/tuning.py",
         "framework/zero.py",
-        "framework/evaluation/mini.py",
     ],
 }
 BANNED = {"util", "utils", "helper", "helpers", "common", "misc", "base"}
