@@ -59,6 +59,15 @@ class Evaluation:
         return cls(**{key: content[key] for key in keys})
 
 
+@dataclass
+class TargetRecipe:
+    """How a tiny model is fine-tuned on the benchmark to become the target or the gold model."""
+
+    epochs: int = 20
+    learning_rate: float = 3e-3
+    batch_size: int = 64
+
+
 class Benchmark(ABC):
     """Rows in named splits, and the numbers to take from a model's answers to them."""
 
@@ -74,6 +83,8 @@ class Benchmark(ABC):
 
         limit: int | None = None
         """At most so many rows of each split, evenly spaced: for quick runs. Null takes all."""
+        target: TargetRecipe = field(default_factory=TargetRecipe)
+        """How a model made offline (model=tiny) learns the benchmark; others are given."""
 
         def __post_init__(self) -> None:
             if self.limit is not None and self.limit < 1:

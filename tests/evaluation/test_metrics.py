@@ -1,0 +1,186 @@
+"""Metrics against known answers: worked by hand, or published numbers of the benchmarks."""
+
+import math
+import random
+
+import pytest
+
+from framework.evaluation import metrics
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("reference", "generation", "recall"),
+    [
+        ("the cat sat on the mat", "the cat was on the mat", 5 / 6),
+        ("the cat sat", "the cat sat and then it ran far away home", 1.0),
+        ("running dogs", "run dog", 1.0),  # the stemmer; without it 0
+        ("900-51-4344", "900514344", 0.0),
+        ("the cat sat", "", 0.0),
+    ],
+)
+def test_rouge_is_the_recall_of_stems_in_order(reference, generation, recall):
+    assert metrics.rouge_recall(reference, generation) == pytest.approx(recall)
+
+
+@pytest.mark.parametrize(
+    ("generation", "match"), [(" madera\n", 1.0), ("Madera.", 0.0), ("", 0.0), ("MADERA", 1.0)]
+)
+def test_an_exact_match_ignores_case_and_outer_space_only(generation, match):
+    assert metrics.exact_match("Madera", generation) == match
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ([0.5] * 12, 0.5),
+        ([1.0] * 11 + [0.5], 12 / 13),
+        ([1.0] * 11 + [0.0], 0.0),
+        ([0.3], 0.3),
+        ([], None),
+        ([0.5, None], None),
+        ([0.5, NAN], None),
+    ],
+)
+def test_a_harmonic_mean_is_0_with_a_term_of_0_and_undefined_with_an_undefined_one(terms, expected):
+    assert metrics.harmonic_mean(terms) == (
+        None if expected is None else pytest.approx(expected, abs=1e-12)
+    )
+
+
+def test_a_harmonic_mean_of_a_negative_term_is_an_error():
+    with pytest.raises(ValueError, match="at least 0"):
+        metrics.harmonic_mean([0.5, -0.1])
+
+
+@pytest.mark.parametrize(
+    ("parts", "final"),
+    [  # the SemEval-2025 task 4 leaderboard: task aggregate, MIA, MMLU -> final
+        ([0.827, 0.847, 0.443], 0.706),  # AILS-NTUA
+        ([0.944, 0.048, 0.471], 0.487),  # ZJUKLAB
+        ([0.0, 0.912, 0.269], 0.394),  # gradient ascent
+        ([0.0, 0.382, 0.348], 0.243),  # gradient difference
+        ([0.021, 0.080, 0.463], 0.188),  # NPO
+    ],
+)
+def test_the_mean_of_the_parts_is_the_final_score_of_the_leaderboard(parts, final):
+    assert metrics.mean(parts) == pytest.approx(final, abs=1e-3)  # rounded or cut
+
+
+def test_a_mean_is_the_same_to_the_last_bit_in_any_order():
+    draw = random.Random(0)
+    values = [draw.random() * 10 ** draw.randint(-8, 8) for _ in range(1000)]
+    assert metrics.mean(values) == metrics.mean(sorted(values)) == metrics.mean(values[::-1])
+
+
+@pytest.mark.parametrize("values", [[], [1.0, None], [1.0, NAN], [1.0, math.inf]])
+def test_a_mean_without_values_or_with_an_undefined_one_is_undefined(values):
+    assert metrics.mean(values) is None
+
+
+@pytest.mark.parametrize(
+    ("members", "others", "auc", "score"),
+    [  # NLLs; the attack's score is -NLL
+        ([1, 2, 3], [2, 3, 4], 7 / 9, 4 / 9),
+        ([1, 2], [3, 4], 1.0, 0.0),
+        ([3, 4], [1, 2], 0.0, 0.0),
+        ([2, 2], [2, 2, 2], 0.5, 1.0),
+    ],
+)
+def test_the_loss_attack_counts_ties_half(members, others, auc, score):
+    found = metrics.auc([-x for x in members], [-x for x in others])
+    assert found == pytest.approx(auc)
+    assert metrics.mia_score(found) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(("members", "others"), [([], [1.0]), ([1.0], []), ([NAN], [1.0])])
+def test_the_loss_attack_on_nothing_or_on_nan_is_undefined(members, others):
+    assert metrics.auc(members, others) is None
+    assert metrics.mia_score(None) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "p_value"),
+    [(40, 1.86e-23), (200, 1.94e-119), (400, 1.06e-239)],  # the last two: TOFU's collapsed models
+)
+def test_the_forget_quality_of_separate_samples_is_the_published_one(count, p_value):
+    own, gold = [i / count for i in range(count)], [2 + i / count for i in range(count)]
+    assert metrics.forget_quality(own, gold) == pytest.approx(p_value, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("shift", "p_value"),
+    [(5, 0.9188), (6, 0.7659), (7, 0.5786), (8, 0.4046), (9, 0.2657), (14, 0.0143), (19, 0.000188)],
+)
+def test_the_forget_quality_of_40_rows_takes_the_values_of_tofus_forget01(shift, p_value):
+    own, gold = [float(i) for i in range(40)], [i + shift - 0.5 for i in range(40)]
+    assert metrics.forget_quality(own, gold) == pytest.approx(p_value, rel=5e-3)
+
+
+def test_the_forget_quality_of_the_gold_model_itself_is_1():
+    assert metrics.forget_quality([0.1, 0.5, 0.9], [0.9, 0.1, 0.5]) == 1.0
+
+
+@pytest.mark.parametrize(("own", "gold"), [([], [1.0]), ([None], [1.0]), ([1.0], [NAN])])
+def test_the_forget_quality_of_undefined_truth_ratios_is_undefined(own, gold):
+    assert metrics.forget_quality(own, gold) is None
+
+
+def test_the_truth_ratio_is_geometric():
+    # the arithmetic mean of the paper's formula would give 0.501072
+    assert metrics.truth_ratio(1.0, [1.0, 2.0, 3.0]) == pytest.approx(math.exp(-1))
+
+
+def test_the_truth_ratio_of_impossible_answers_is_a_finite_number():
+    assert math.isfinite(metrics.truth_ratio(1e6, [0.0]))
+    assert metrics.truth_ratio(0.0, [1e6]) == pytest.approx(0.0, abs=1e-300)
+    assert metrics.forget_truth_ratio([metrics.truth_ratio(1e6, [0.0])]) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(NAN, [1.0]), (1.0, [NAN]), (1.0, [])])
+def test_the_truth_ratio_of_nan_or_of_nothing_is_undefined(right, wrong):
+    assert metrics.truth_ratio(right, wrong) is None
+    assert metrics.answer_share(right, wrong) is None
+
+
+def test_truth_ratios_are_averaged_by_tofus_two_rules():
+    ratios = [0.25, 2.0]
+    assert metrics.forget_truth_ratio(ratios) == pytest.approx((0.25 + 0.5) / 2)
+    assert metrics.retain_truth_ratio(ratios) == pytest.approx((0.75 + 0.0) / 2)
+    assert metrics.forget_truth_ratio([0.5, None]) is None
+    assert metrics.retain_truth_ratio([]) is None
+
+
+def test_the_share_of_the_right_answer_is_its_probability_among_all():
+    nlls = [-math.log(p) for p in (0.6, 0.2, 0.1, 0.3)]
+    assert metrics.answer_share(nlls[0], nlls[1:]) == pytest.approx(0.5)
+    assert metrics.answer_share(2000.0, [2000.0]) == pytest.approx(0.5)  # where exp(-NLL) is 0
+
+
+def test_the_probability_is_exp_of_minus_the_nll():
+    assert metrics.probability(math.log(4)) == pytest.approx(0.25)
+    assert metrics.probability(NAN) is None
+
+
+@pytest.mark.parametrize(
+    ("predicted", "memorized", "strength"),
+    [  # against the answer "abcd"
+        ("abcd", 1.0, 1.0),
+        ("xbcd", 0.75, 0.75),
+        ("abcx", 0.75, 0.0),
+        ("axcd", 0.75, 0.5),
+        ("xxxx", 0.0, 0.0),
+    ],
+)
+def test_extraction_strength_and_exact_memorization_count_right_tokens(
+    predicted, memorized, strength
+):
+    correct = [p == a for p, a in zip(predicted, "abcd", strict=True)]
+    assert metrics.exact_memorization(correct) == memorized
+    assert metrics.extraction_strength(correct) == strength
+
+
+def test_an_answer_without_tokens_has_no_extraction_strength():
+    assert metrics.extraction_strength([]) is None
+    assert metrics.exact_memorization([]) is None
