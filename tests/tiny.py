@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from framework import LanguageModel, LocalEngine, Row, UnlearningTrainer
+from framework.data import Rows, StepTotals, partition
 from framework.encoding import PromptFormat
 from framework.engine import Engine
 from framework.optimizers import SGD, AdamW, Optimizer
 from framework.parts import Perturbation, Weighting
 from framework.reference import CachedReference, FrozenReference
 from framework.trainer import micro_batches, reference_needed
+from framework.tuning import Full, Layers, LoRA, Tuning
 from trainers.blur import BLUR
 from trainers.finetune import Finetune
 from trainers.grad_ascent import GradAscent, GradDiff
@@ -25,12 +28,34 @@ from trainers.sam import SAM
 
 VOCABULARY = 64
 
+
+class FirstBlock(UnlearningTrainer):
+    """The forget loss reaches the embeddings and the first decoder block only, as in RMU."""
+
+    def forget_loss(self, rows: Rows) -> Tensor:
+        states = self.model.hidden_states(rows, layer=1)[rows.scored]
+        return rows.token_mean(states.square().mean(-1))
+
+
+class FirstBlockEveryOtherStep(FirstBlock):
+    """Every parameter is reached at even steps, the first block's alone at odd ones."""
+
+    objectives = ("forget",)
+
+    def forget_loss(self, rows: Rows) -> Tensor:
+        if self.steps_done % 2 == 0:
+            return rows.token_mean(self.model.token_log_probs(rows))
+        return super().forget_loss(rows)
+
+
 METHODS: dict[str, tuple[type[UnlearningTrainer], Mapping[str, object]]] = {
     "finetune": (Finetune, {}),
     "grad_ascent": (GradAscent, {}),
     "grad_diff": (GradDiff, {"retain_weight": 2.0}),
     "npo": (NPO, {}),
     "npo_kl": (NPO, {"retain_loss": "kl"}),
+    "first_block": (FirstBlock, {}),
+    "first_block_every_other_step": (FirstBlockEveryOtherStep, {}),
 }
 WEIGHTINGS = {
     "none": lambda: None,
@@ -38,6 +63,11 @@ WEIGHTINGS = {
     "blur": lambda: BLUR(BLUR.Config()),
 }
 PERTURBATIONS = {"none": lambda: None, "sam": lambda: SAM(SAM.Config(rho=0.05))}
+TUNINGS: dict[str, Tuning] = {
+    "full": Full(Full.Config()),
+    "layers": Layers(Layers.Config(parameters=r"layers\.1\.mlp|layers\.0\.input_layernorm")),
+    "lora": LoRA(LoRA.Config(rank=4, alpha=8.0)),
+}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -73,10 +103,10 @@ def module(*, seed: int = 0, tied: bool = False, **settings: object) -> LlamaFor
     return LlamaForCausalLM(config)
 
 
-def language_model(**settings: object) -> LanguageModel:
-    """The tiny module with its tokenizer."""
+def language_model(*, tuning: str = "full", **settings: object) -> LanguageModel:
+    """The tiny module with its tokenizer, the parameters that `tuning` names trainable."""
     return LanguageModel(
-        module(**settings),
+        TUNINGS[tuning].apply(module(**settings)),
         tokenizer(),
         prompt_format=PromptFormat(),
         max_length=64,
@@ -153,12 +183,26 @@ def train(
     plan: Sequence[Mapping[str, Sequence[Row]]],
     *,
     tokens: int,
+    as_ranks: int | None = None,
 ) -> None:
-    """Take every step of `plan`, micro-batches holding at most `tokens` tokens."""
+    """Take every step of `plan`, micro-batches holding at most `tokens` tokens.
+
+    `as_ranks`: read the very micro-batches that so many ranks would read, one after another.
+    """
     for step in plan:
         chosen = {name: step[name] for name in trainer.objectives}
-        batches = micro_batches(chosen, tokens=tokens, device=trainer.model.device)
-        rate = trainer.optimizer.config.learning_rate
+        if as_ranks is None:
+            batches = micro_batches(chosen, tokens=tokens, device=trainer.model.device)
+        else:
+            batches = {
+                name: [
+                    Rows.pack(part, totals=StepTotals.of(rows))
+                    for rank in partition(rows, tokens=tokens, world_size=as_ranks)
+                    for part in rank
+                ]
+                for name, rows in chosen.items()
+            }
+        rate = trainer.optimizer.peak
         trainer.step(batches, learning_rate=rate)
 
 

@@ -1,0 +1,245 @@
+"""ZeRO in two processes does what plain torch in one process does, case by case.
+
+One torchrun runs every case (`zero_worker.py`) and writes what it measured; the tests below look
+at it. Three steps each, rows of unequal lengths, five per step, so that the two ranks hold unequal
+numbers of rows and tokens. Weights move by 1e-4 to 1e-1; the bounds below are of rounding.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tiny
+
+from framework.errors import ConfigError
+from framework.zero import PRIVATE, ZeroEngine, check_supported
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+sys.path.insert(0, str(FOLDER))
+from zero_worker import PAIRS, WHOLE_STEP, Case  # noqa: E402 - it lies beside this file
+
+pytestmark = pytest.mark.timeout(900)  # DeepSpeed may compile an operator at its first use
+
+METHODS: list[dict[str, Any]] = [
+    {"method": "grad_diff"},
+    {"method": "npo"},
+    {"method": "npo", "weighting": "ngdiff"},
+    {"method": "npo", "weighting": "blur"},
+    {"method": "npo", "perturbation": "sam"},
+    {"method": "npo", "weighting": "blur", "perturbation": "sam"},
+    {"method": "npo_kl"},
+]
+EVERYTHING = METHODS[5]
+PARTIAL: list[dict[str, Any]] = [  # losses that do not reach every parameter
+    {"method": "first_block", "weighting": "ngdiff"},
+    {"method": "first_block", "perturbation": "sam"},
+    {"method": "first_block_every_other_step"},
+]
+
+
+def cases() -> list[Case]:
+    """A covering set: every stage with every method, and the other settings one after another."""
+    chosen: list[dict[str, Any]] = []
+    for stage in "0123":
+        variants = [
+            *METHODS,
+            *PARTIAL,
+            {**EVERYTHING, "tokens": WHOLE_STEP},
+            {"method": "grad_diff", "tokens": WHOLE_STEP, "clip": 0.5},
+            {**EVERYTHING, "clip": 0.5, "tied": True},
+            {"optimizer": "adamw", "clip": 0.5},
+            {**EVERYTHING, "optimizer": "adamw"},
+            {"method": "npo_kl", "tuning": "lora", "perturbation": "sam"},
+            {"tuning": "lora", "optimizer": "adamw"},
+            {"tuning": "layers", "weighting": "ngdiff"},
+            {"method": "grad_diff", "compare_every": 2, "evaluate": True},
+        ]
+        chosen += [{"stage": stage, **variant} for variant in variants]
+    for stage in "123":
+        offloaded = [
+            METHODS[1],
+            {**EVERYTHING, "clip": 0.5},
+            {"optimizer": "adamw", "tied": True},
+            *PARTIAL[::2],
+        ]
+        chosen += [{"stage": stage, "offload": "cpu", **variant} for variant in offloaded]
+        for offload in ("none", "cpu"):
+            rounded = [METHODS[2], {**EVERYTHING, "clip": 0.5}, PARTIAL[0], PARTIAL[2]]
+            chosen += [
+                {"stage": stage, "offload": offload, "precision": "bf16", **variant}
+                for variant in rounded
+            ]
+    return [Case(**case) for case in chosen]
+
+
+CASES = cases()
+
+
+class Session(NamedTuple):
+    """What the worker wrote, and what it said."""
+
+    results: dict[str, dict[str, Any]]
+    log: str
+
+    def __getitem__(self, case: Case) -> dict[str, Any]:
+        assert case.name in self.results, f"the worker did not get so far:\n{self.log[-4000:]}"
+        return self.results[case.name]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """All cases in one process group of two."""
+    folder = tmp_path_factory.mktemp("zero")
+    asked, found = folder / "cases.json", folder / "results.json"
+    asked.write_text(json.dumps([asdict(case) for case in CASES]))
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *("--standalone", "--nproc_per_node", "2"),
+            *(str(FOLDER / "zero_worker.py"), str(asked), str(found)),
+        ],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=840,
+        check=False,
+    )
+    results = json.loads(found.read_text()) if found.is_file() else {}
+    assert results, done.stdout[-4000:]
+    return Session(results, f"exit code {done.returncode}\n{done.stdout}")
+
+
+def by_name(case: Case) -> str:
+    """The test's id."""
+    return case.name
+
+
+def test_every_case_has_a_name_of_its_own():
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_three_steps_give_the_weights_of_one_process(session, case):
+    limit = {"sgd": 5e-7, "adamw": 5e-6}[case.optimizer] if case.precision == "fp32" else 1e-6
+    assert session[case]["weights"] <= limit
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_every_logged_number_is_that_of_one_process(session, case):
+    limit = 1e-5 if case.optimizer == "adamw" else 2e-6
+    assert session[case]["metrics"] <= limit
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_shifted_parameters_come_back_bit_for_bit_even_after_an_error(session, case):
+    shift = session[case]["shift"]
+    assert shift["moved"] > 0.1  # the logits, inside
+    assert shift["exact"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_a_shift_starts_from_the_unshifted_parameters(session, case):
+    # asked: a vector of length 3, then, still inside, one of length 1 in the opposite direction
+    shift = session[case]["shift"]
+    tolerance = 1e-6 if case.precision == "fp32" else 2e-3
+    assert shift["first"] == pytest.approx([3, 1, 1], rel=tolerance)
+    assert shift["second"] == pytest.approx([1, 1, 1], rel=tolerance)
+
+
+EVALUATED = [case for case in CASES if case.evaluate]
+
+
+@pytest.mark.parametrize("case", EVALUATED, ids=by_name)
+def test_evaluation_between_steps_gives_the_same_on_every_rank_and_as_one_process(session, case):
+    evaluation = session[case]["evaluation"]
+    first, second = evaluation["ranks"]
+    assert first == second
+    for (scores, texts), (right_scores, right_texts) in zip(
+        first, evaluation["right"], strict=True
+    ):
+        assert texts == right_texts
+        assert len(texts) == len(PAIRS)
+        for mine, theirs in zip(scores, right_scores, strict=True):
+            assert np.allclose(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_bf16_without_sharding_is_refused():
+    with pytest.raises(ConfigError, match=r"zero=0 with precision=bf16.*use zero=1"):
+        ZeroEngine(
+            ZeroEngine.Config(stage="0"),
+            model=tiny.language_model(),
+            optimizer=tiny.optimizer("sgd", clip=None).build,
+            precision="bf16",
+        )
+
+
+def test_offload_without_sharding_is_refused():
+    with pytest.raises(ConfigError, match="zero=0 cannot offload"):
+        check_supported(ZeroEngine.Config(stage="0", offload="cpu"), "fp32")
+
+
+# ---- what of DeepSpeed this rests on -------------------------------------------------------------
+
+OFFLOAD_ONLY = {
+    "_offload_accumulated_param_ids",
+    "accumulated_grads_in_cpu",
+    "local_overflow",
+    "norm_for_param_grads",
+}
+PUBLIC = {"param_groups", "zero_grad"}
+SHARDED = [case for case in CASES if case.stage != "0"]
+
+
+@pytest.mark.parametrize("case", SHARDED, ids=by_name)
+def test_deepspeed_has_every_private_attribute_that_is_named(session, case):
+    missing = set(session[case]["missing"])
+    assert missing <= (OFFLOAD_ONLY if case.offload == "none" else set())
+
+
+def optimizer_attributes(node: ast.AST) -> set[str]:
+    """The attributes that code takes of `self.optimizer`, by whichever name it calls it."""
+    names = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Attribute):
+            owner = part.value
+            plain = isinstance(owner, ast.Name) and owner.id in {"o", "optimizer"}
+            own = isinstance(owner, ast.Attribute) and owner.attr == "optimizer"
+            if plain or own:
+                names.add(part.attr)
+    return names - PUBLIC
+
+
+@pytest.mark.parametrize(
+    ("layout", "parts"),
+    [
+        ("stage 1, bf16", {"_WholeGradient", "_gather"}),
+        ("stages 1 and 2", {"_Partitioned", "_gather"}),
+        ("stage 3", {"_Sharded"}),
+    ],
+)
+def test_the_private_attributes_that_are_named_are_those_that_are_read(layout, parts):
+    tree = ast.parse((ROOT / "framework" / "zero.py").read_text())
+    nodes = [
+        n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name in parts
+    ]
+    assert {n.name for n in nodes} == parts
+    assert set().union(*map(optimizer_attributes, nodes)) == set(PRIVATE[layout])
+
+
+def test_only_the_layouts_read_the_optimizer_of_deepspeed():
+    tree = ast.parse((ROOT / "framework" / "zero.py").read_text())
+    layouts = {"_Replicated", "_WholeGradient", "_Partitioned", "_Sharded", "_gather"}
+    rest = [n for n in tree.body if getattr(n, "name", "") not in layouts]
+    assert set().union(*map(optimizer_attributes, rest)) == set()

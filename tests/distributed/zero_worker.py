@@ -1,0 +1,247 @@
+"""Runs cases under ZeRO in one process group and compares each with LocalEngine.
+
+    torchrun --nproc_per_node 2 zero_worker.py CASES.json RESULTS.json
+
+A case is a dict (see `Case`); the result of one is a dict of what was measured (see `measure`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tiny
+import torch
+
+from framework import LanguageModel, distributed
+from framework.data import Rows
+from framework.engine import Engine
+from framework.vectors import Vector
+from framework.zero import PRIVATE, ZeroEngine
+
+STEPS = 3
+ROWS = 5  # odd, so that two ranks hold unequal numbers of rows and tokens
+WHOLE_STEP, SEVERAL = 1000, 30  # tokens per micro-batch: one micro-batch a rank, or several
+PAIRS = [(" ".join(f"t{i}" for i in range(3, 5 + n)), f"t{20 + n} t{30 + n}") for n in range(7)]
+PROMPTS = [prompt for prompt, _ in PAIRS]
+NEW_TOKENS = 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of three steps under ZeRO."""
+
+    stage: str
+    method: str = "npo"
+    weighting: str = "none"
+    perturbation: str = "none"
+    optimizer: str = "sgd"
+    precision: str = "fp32"
+    offload: str = "none"
+    tuning: str = "full"
+    tokens: int = SEVERAL
+    clip: float | None = None
+    tied: bool = False
+    compare_every: int = 0
+    evaluate: bool = False
+
+    @property
+    def name(self) -> str:
+        """The case in one word, for test ids: what differs from the defaults."""
+        chosen = asdict(self)
+        words = [f"zero{self.stage}", self.method]
+        for field in fields(self)[2:]:
+            value = chosen[field.name]
+            if value != field.default:
+                plain = isinstance(value, str)
+                words.append(value if plain else f"{field.name}={value}")
+        return "-".join(words)
+
+
+class Trained(NamedTuple):
+    """What a run leaves: the weights, whole, and the numbers of every step."""
+
+    weights: Mapping[str, torch.Tensor]
+    metrics: list[dict[str, float]]
+    evaluation: list[Any]
+
+
+def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
+    """Three steps of the case on `engine`."""
+    plan = tiny.step_rows(STEPS, ROWS)
+    own = case.tuning == "lora"  # then the reference is the trained model, its adapters off
+    trainer = tiny.trainer(
+        engine,
+        engine.model if own else tiny.language_model(tied=case.tied),
+        plan,
+        method=case.method,
+        weighting=tiny.WEIGHTINGS[case.weighting](),
+        perturbation=tiny.PERTURBATIONS[case.perturbation](),
+        optimizer=tiny.optimizer(case.optimizer, clip=case.clip),
+        compare_every=case.compare_every,
+    )
+    before = engine.master_weights()
+    metrics, evaluation = [], []
+    for step in plan:
+        tiny.train(trainer, [step], tokens=case.tokens, as_ranks=as_ranks)
+        metrics.append(trainer.metrics())
+        if case.evaluate:
+            evaluation.append(answers(engine.model))
+    after = engine.master_weights()
+    assert all(torch.isfinite(w).all() for w in after.values())
+    assert difference(before, after) > 1e-4, "the steps moved nothing"
+    return Trained(after, metrics, evaluation)
+
+
+def answers(model: LanguageModel) -> list[Any]:
+    """What the model scores and says, as plain lists."""
+    scores = [score.log_probs.tolist() for score in model.scores(PAIRS)]
+    return [scores, model.generate(PROMPTS, NEW_TOKENS)]
+
+
+def difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
+    """The largest difference between two models' weights."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def local(case: Case) -> Trained:
+    """What is right: the same case in one process, every row in this process.
+
+    In fp32 the rows are cut into other micro-batches than the ranks', which must not matter. In
+    bf16 each micro-batch's gradient is rounded, so there they are the ranks' own.
+    """
+    return _local(replace(case, stage="0", offload="none"))
+
+
+@cache
+def _local(case: Case) -> Trained:
+    engine = tiny.local_engine(
+        tiny.optimizer(case.optimizer, clip=case.clip),
+        precision=case.precision,
+        tied=case.tied,
+        tuning=case.tuning,
+    )
+    with distributed.alone():
+        return run(case, engine, as_ranks=2 if case.precision == "bf16" else None)
+
+
+def zero_engine(case: Case) -> ZeroEngine:
+    """The tiny model under ZeRO."""
+    return ZeroEngine(
+        ZeroEngine.Config(stage=case.stage, offload=case.offload, bucket=20_000),  # type: ignore[arg-type]
+        model=tiny.language_model(tied=case.tied, tuning=case.tuning),
+        optimizer=tiny.optimizer(case.optimizer, clip=case.clip).build,
+        precision=case.precision,  # type: ignore[arg-type]
+    )
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Everything that the tests look at, the worst over the ranks."""
+    right = local(case)
+    engine = zero_engine(case)
+    found = run(case, engine)
+    apart = torch.tensor(
+        [difference(found.weights, right.weights), metrics_apart(found, right)],
+        dtype=torch.float64,
+    )
+    weights, metrics = distributed.max_over_ranks(apart).tolist()
+    result = {
+        "weights": weights,
+        "metrics": metrics,
+        "shift": shift_and_restore(engine),
+        "missing": missing(case, engine),
+    }
+    if case.evaluate:
+        everyone = distributed.all_gather_objects(found.evaluation)
+        result["evaluation"] = {"right": right.evaluation, "ranks": everyone}
+    engine.close()
+    return result
+
+
+def metrics_apart(found: Trained, right: Trained) -> float:
+    """The largest difference between two runs' logged numbers, relative where they exceed 1."""
+    apart = 0.0
+    for mine, theirs in zip(found.metrics, right.metrics, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine.keys() - {"train/peak_memory_gib"}:
+            apart = max(apart, abs(mine[name] - theirs[name]) / max(1.0, abs(theirs[name])))
+    return apart
+
+
+def shift_and_restore(engine: ZeroEngine) -> dict[str, Any]:
+    """Shift twice, leave by an error, and look whether any bit differs from before."""
+    batch = Rows.pack(tiny.rows(3, name="shift"))
+
+    def gradient() -> Vector:
+        return engine.gradient([lambda: engine.model.token_log_probs(batch).sum()])
+
+    def state() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+        with engine.model.evaluating():
+            logits = engine.model.logits(batch)
+        return engine.master_weights(), engine.state_dict(), logits
+
+    masters, weights, logits = state()
+    delta = gradient()
+    delta.scale_(1 / delta.norm())
+    inside = torch.zeros(())
+    try:
+        with engine.shifted(delta * -3.0) as shift:
+            again = engine.shift(delta)  # from where it is unshifted, not from where it is
+            with engine.model.evaluating():
+                inside = engine.model.logits(batch)
+            gradient()
+            raise InterruptedError
+    except InterruptedError:
+        pass
+    masters_now, weights_now, logits_now = state()
+    return {
+        "exact": bool(
+            torch.equal(logits, logits_now)
+            and all(torch.equal(masters[n], masters_now[n]) for n in masters)
+            and all(torch.equal(weights[n], weights_now[n]) for n in weights)
+        ),
+        "moved": float((inside - logits).abs().max()),
+        "first": [float(shift.norm), float(shift.ratio), float(shift.cosine)],
+        "second": [float(again.norm), float(again.ratio), float(again.cosine)],
+    }
+
+
+def missing(case: Case, engine: ZeroEngine) -> list[str]:
+    """The private attributes that this layout rests on and that DeepSpeed's optimizer lacks."""
+    optimizer = engine.deepspeed.optimizer
+    if case.stage == "0":
+        return []
+    if case.stage == "3":
+        layout = "stage 3"
+    elif case.stage == "1" and case.precision == "bf16" and case.offload == "none":
+        layout = "stage 1, bf16"
+    else:
+        layout = "stages 1 and 2"
+    return [name for name in PRIVATE[layout] if name not in dir(optimizer)]
+
+
+def main() -> None:
+    """Run all cases; rank 0 writes the results after each one."""
+    cases = [Case(**case) for case in json.loads(Path(sys.argv[1]).read_text())]
+    results: dict[str, Any] = {}
+    distributed.connect()
+    try:
+        for case in cases:
+            print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
+            results[case.name] = measure(case)
+            if distributed.is_main():
+                Path(sys.argv[2]).write_text(json.dumps(results))
+    finally:
+        distributed.barrier()
+        distributed.disconnect()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
