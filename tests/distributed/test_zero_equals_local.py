@@ -54,27 +54,23 @@ def cases() -> list[Case]:
         variants = [
             *METHODS,
             *PARTIAL,
-            {**EVERYTHING, "tokens": WHOLE_STEP},
-            {"method": "grad_diff", "tokens": WHOLE_STEP, "clip": 0.5},
-            {**EVERYTHING, "clip": 0.5, "tied": True},
-            {"optimizer": "adamw", "clip": 0.5},
-            {**EVERYTHING, "optimizer": "adamw"},
+            {**EVERYTHING, "tokens": WHOLE_STEP, "tied": True},
+            {"clip": 0.5, "tokens": WHOLE_STEP},
+            {**EVERYTHING, "clip": 0.5, "optimizer": "adamw"},
             {"method": "npo_kl", "tuning": "lora", "perturbation": "sam"},
-            {"tuning": "lora", "optimizer": "adamw"},
-            {"tuning": "layers", "weighting": "ngdiff"},
+            {"tuning": "layers", "weighting": "ngdiff", "optimizer": "adamw"},
             {"method": "grad_diff", "compare_every": 2, "evaluate": True},
         ]
         chosen += [{"stage": stage, **variant} for variant in variants]
     for stage in "123":
         offloaded = [
-            METHODS[1],
             {**EVERYTHING, "clip": 0.5},
             {"optimizer": "adamw", "tied": True},
             *PARTIAL[::2],
         ]
         chosen += [{"stage": stage, "offload": "cpu", **variant} for variant in offloaded]
         for offload in ("none", "cpu"):
-            rounded = [METHODS[2], {**EVERYTHING, "clip": 0.5}, PARTIAL[0], PARTIAL[2]]
+            rounded = [{**EVERYTHING, "clip": 0.5}, PARTIAL[0], PARTIAL[2]]
             chosen += [
                 {"stage": stage, "offload": offload, "precision": "bf16", **variant}
                 for variant in rounded

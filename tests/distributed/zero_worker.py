@@ -7,6 +7,7 @@ A case is a dict (see `Case`); the result of one is a dict of what was measured 
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Mapping
@@ -230,6 +231,7 @@ def main() -> None:
     """Run all cases; rank 0 writes the results after each one."""
     cases = [Case(**case) for case in json.loads(Path(sys.argv[1]).read_text())]
     results: dict[str, Any] = {}
+    gc.freeze()  # each new engine of DeepSpeed's collects garbage, among all that was imported
     distributed.connect()
     try:
         for case in cases:
