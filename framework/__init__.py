@@ -7,7 +7,7 @@ from .config import build, compose
 from .data import Example, Row, Rows
 from .engine import Engine, LocalEngine, Shift
 from .errors import ConfigError, LetheError
-# from .evaluation.benchmark import Benchmark
+from .evaluation.benchmark import Benchmark
 from .language_model import LanguageModel
 from .parts import FixedWeights, Perturbation, Selection, Weighting
 from .reference import CachedReference, FrozenReference

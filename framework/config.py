@@ -73,12 +73,18 @@ def compose(
 
 def build(section: DictConfig | Mapping[str, object], **context: object) -> Any:
     """An instance of the section's class, given its `Config` and the context; None if absent."""
+    part, settings = part_of(section)
+    return None if part is None else part(settings, **context)
+
+
+def part_of(section: DictConfig | Mapping[str, object]) -> tuple[Any, Any]:
+    """The section's class and an instance of its `Config`; None and None if the part is absent."""
     settings = plain(section)
     name, path = settings.pop("name", ""), settings.pop("class", None)
     if path is None:
-        return None
+        return None, None
     part, schema = _import(path, str(name))
-    return part(typed(schema, settings, str(name)), **context)
+    return part, typed(schema, settings, str(name))
 
 
 def choices(configs: Path, group: str) -> list[str]:

@@ -6,6 +6,9 @@ Everything works without a process group (one process, rank 0), so that nothing 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TypeVar
 
@@ -15,10 +18,17 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+_alone = ContextVar("alone", default=False)
+
 
 def launched() -> bool:
     """Whether a launcher (torchrun, Slurm through it) started this process as one of a group."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def intended_world_size() -> int:
+    """How many processes the launcher started, before they have met."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def local_rank() -> int:
@@ -34,13 +44,19 @@ def device() -> torch.device:
 
 
 def connect(timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Join the process group named by the launcher's environment; NCCL on GPUs, gloo on CPUs."""
+    """Join the launcher's process group, or make one of this process; NCCL on GPUs, else gloo."""
     if dist.is_initialized():
         return
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(device())
-    dist.init_process_group("cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout=timeout)
+    backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
+    if launched():
+        dist.init_process_group(backend, timeout=timeout)
+    else:  # one process that nobody launched: a group of its own
+        dist.init_process_group(
+            backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1
+        )
 
 
 def disconnect() -> None:
@@ -55,12 +71,27 @@ def disconnect() -> None:
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _together() else 0
 
 
 def world_size() -> int:
     """How many processes take part."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _together() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process counts as the only one: for work that each rank does by itself."""
+    before = _alone.get()
+    _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.set(before)
+
+
+def _together() -> bool:
+    return dist.is_initialized() and not _alone.get()
 
 
 def is_main() -> bool:
@@ -70,7 +101,7 @@ def is_main() -> bool:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if dist.is_initialized():
+    if _together():
         dist.barrier()
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import attention
 from .data import Row, Rows, partition
-from .distributed import all_gather_objects, rank, world_size
+from .distributed import all_gather_objects, rank, sum_over_ranks, world_size
 from .encoding import PromptFormat, encode_pairs, encode_prompt
 from .errors import ModelError
 from .terminal import progress
@@ -161,7 +161,8 @@ class LanguageModel:
         """Greedy answers to `prompts`, stripped, in their order, on every rank."""
         if not prompts:
             return []
-        ids = [encode_prompt(p, self.tokenizer, self.prompt_format, self.max_length) for p in prompts]
+        room = self._positions() - max_new_tokens
+        ids = [encode_prompt(p, self.tokenizer, self.prompt_format, room) for p in prompts]
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         mine: dict[int, str] = {}
         batches = list(_batches_of_prompts(order, [len(x) for x in ids], max_new_tokens))
@@ -187,24 +188,51 @@ class LanguageModel:
             self.module.config._attn_implementation = attention.NAME
 
     def _greedy(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+        """One batch, padded on the left; finished rows leave it once they are a quarter of it."""
         longest = max(len(p) for p in prompts)
         padding = self._padding_id()
         ids = torch.tensor([[padding] * (longest - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        output = self.module.generate(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=self._end_ids(),
-                pad_token_id=padding,
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        ends = torch.tensor(self._end_ids(), device=self.device)
+        answers = torch.full((len(prompts), max_new_tokens), padding, device=self.device)
+        rows = torch.arange(len(prompts), device=self.device)
+        going = torch.ones_like(rows, dtype=torch.bool)
+        cache = DynamicCache()
+        for t in range(max_new_tokens):
+            positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+            output = self.module(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
                 use_cache=True,
-            ),
-            synced_gpus=self.partitioned,
-        )
-        texts = self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+                logits_to_keep=1,
+            )
+            ids = output.logits[:, -1].argmax(-1, keepdim=True)
+            answers[rows, t] = torch.where(going, ids[:, 0], padding)
+            going &= ~torch.isin(ids[:, 0], ends)
+            left = int(going.sum())
+            if not self._anyone(left):
+                break
+            if 0 < left <= 0.75 * len(rows):
+                kept = going.nonzero().squeeze(1)
+                cache.batch_select_indices(kept)
+                ids, mask, rows, going = ids[kept], mask[kept], rows[kept], going[kept]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    def _anyone(self, left: int) -> bool:
+        """Whether any row goes on: of any rank, where all must run the same forward passes."""
+        if not self.partitioned:
+            return left > 0
+        return bool(sum_over_ranks(torch.tensor(float(left), device=self.device)) > 0)
+
+    def _positions(self) -> int:
+        """How many positions the model knows; what no config says is taken as max_length."""
+        known = getattr(self.module.config, "max_position_embeddings", None)
+        return max(self.max_length, known or 0)
 
     def _end_ids(self) -> list[int]:
         """Every token that ends an answer: chat models have several."""
@@ -218,19 +246,22 @@ class LanguageModel:
 
     # ---- on disk ---------------------------------------------------------------------------------
 
-    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    def save(
+        self,
+        folder: Path,
+        weights: Mapping[str, Tensor],
+        *,
+        module: PreTrainedModel | None = None,
+    ) -> None:
         """Write a transformers model: safetensors, tokenizer, generation config; appears whole.
 
-        `weights`: the full state dict by the module's own names, from `Engine.state_dict`.
+        `weights`: the full state dict by the names of `module` (default: the model's own), as
+        `Engine.state_dict` and `Tuning.export` give it.
         """
+        written = self.module if module is None else module
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        module = self.module
-        module.config._attn_implementation = "sdpa"
-        try:
-            module.save_pretrained(partial, state_dict=dict(weights), safe_serialization=True)
-        finally:
-            module.config._attn_implementation = attention.NAME
+        written.save_pretrained(partial, state_dict=dict(weights), safe_serialization=True)
         self.tokenizer.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

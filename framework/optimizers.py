@@ -23,8 +23,8 @@ class Optimizer(ABC):
     class Config:
         """The learning rate and how it changes."""
 
-        learning_rate: float = 1e-5
-        """Peak learning rate, > 0."""
+        learning_rate: float | None = None
+        """Peak learning rate, > 0; null: 1e-5, or 3e-4 for a tiny model."""
         schedule: Literal["constant", "linear", "cosine"] = "constant"
         """What follows warm-up: constant, or decay to 0 at the last step."""
         warmup: float = 0.0
@@ -36,8 +36,8 @@ class Optimizer(ABC):
 
     def __init__(self, config: Config) -> None:
         """Raise ConfigError for values out of range."""
-        if config.learning_rate <= 0:
-            raise ConfigError(f"optimizer.learning_rate must be > 0, got {config.learning_rate:g}")
+        if config.learning_rate is None or config.learning_rate <= 0:
+            raise ConfigError(f"optimizer.learning_rate must be > 0, got {config.learning_rate}")
         if not 0 <= config.warmup < 1:
             raise ConfigError(f"optimizer.warmup must be in [0, 1), got {config.warmup:g}")
         if config.max_gradient_norm is not None and config.max_gradient_norm <= 0:
@@ -46,6 +46,7 @@ class Optimizer(ABC):
                 f"{config.max_gradient_norm:g}"
             )
         self.config = config
+        self.peak = config.learning_rate
 
     @abstractmethod
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
@@ -55,14 +56,14 @@ class Optimizer(ABC):
         """The rate of step `step` (from 0) of `steps`."""
         warmup = self.config.warmup * steps
         if step < warmup:
-            return self.config.learning_rate * (step + 1) / (warmup + 1)
+            return self.peak * (step + 1) / (warmup + 1)
         progress = (step - warmup) / max(1.0, steps - warmup)
         factor = {
             "constant": 1.0,
             "linear": 1 - progress,
             "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         }[self.config.schedule]
-        return self.config.learning_rate * max(0.0, factor)
+        return self.peak * max(0.0, factor)
 
 
 class AdamW(Optimizer):
@@ -83,7 +84,7 @@ class AdamW(Optimizer):
         first, second = self.config.betas
         return torch.optim.AdamW(
             groups,
-            lr=self.config.learning_rate,
+            lr=self.peak,
             betas=(first, second),
             eps=self.config.eps,
             weight_decay=self.config.weight_decay,
@@ -106,7 +107,7 @@ class SGD(Optimizer):
         """See `Optimizer.build`."""
         return torch.optim.SGD(
             groups,
-            lr=self.config.learning_rate,
+            lr=self.peak,
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
         )

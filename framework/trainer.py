@@ -79,7 +79,7 @@ class UnlearningTrainer:
         self.perturbation = perturbation
         self.seed = seed
         self.skipped_steps = 0
-        self._step = 0
+        self.steps_done = 0
         self._last: _StepRecord | None = None
         check_parts(self)
 
@@ -134,12 +134,12 @@ class UnlearningTrainer:
         self._update(direction, record)
         if self.weighting.needs_losses:
             self.weighting.update(record.mean_losses())
-        self._step += 1
+        self.steps_done += 1
 
     def _separate(self) -> bool:
         """Whether this step takes one gradient per objective rather than one in all."""
         every = self.config.compare_every
-        compared = every > 0 and self._step % every == 0 and len(self.objectives) > 1
+        compared = every > 0 and self.steps_done % every == 0 and len(self.objectives) > 1
         return self.weighting.needs_gram or self.perturbation is not None or compared
 
     def _gradient(self, name: str, batches: Sequence[Rows], record: _StepRecord) -> Vector:
@@ -174,7 +174,7 @@ class UnlearningTrainer:
 
         def loss_of(index: int, rows: Rows) -> Loss:
             def loss() -> Tensor:
-                place = (self._step, self.objectives.index(name), index, rank())
+                place = (self.steps_done, self.objectives.index(name), index, rank())
                 torch.manual_seed(_counter_seed(self.seed, *place))
                 value = objective(rows)
                 if record is not None:
@@ -203,7 +203,7 @@ class UnlearningTrainer:
             return
         losses = ", ".join(f"{n} loss {v:g}" for n, v in record.mean_losses().items())
         raise NonFiniteError(
-            f"the gradient became NaN or infinite at step {self._step} ({losses}); the weights of "
+            f"the gradient became NaN or infinite at step {self.steps_done} ({losses}); the weights of "
             "the step before are untouched; lower optimizer.learning_rate, or set "
             "trainer.on_nonfinite=skip"
         )
@@ -218,14 +218,14 @@ class UnlearningTrainer:
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs beside the engine."""
         return {
-            "step": self._step,
+            "step": self.steps_done,
             "skipped_steps": self.skipped_steps,
             "weighting": self.weighting.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self._step = state["step"]
+        self.steps_done = state["step"]
         self.skipped_steps = state["skipped_steps"]
         self.weighting.load_state_dict(state["weighting"])
 

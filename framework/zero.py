@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ from .language_model import LanguageModel, trainable_parameters
 from .vectors import Vector
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+# DeepSpeed 0.19.8 calls collectives by names that torch 2.13 has deprecated: once per call site
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
 
 PRIVATE = {
     "stage 1, bf16": (

@@ -1,0 +1,197 @@
+"""Checkpoints: everything a run needs to go on bit for bit, complete or not there at all.
+
+    checkpoints/step-00000120/   engine.pt or engine/   parameters and optimizer, by the engine
+                                 rank-00000.pt          random states of each process
+                                 state.pt               trainer and parts (duals, averages, ...)
+                                 manifest.json          size and SHA-256 of every file; written last
+
+A checkpoint is written under another name and renamed when every file of every rank is on disk, so
+a kill or a full disk in the middle leaves the checkpoint before it. The sampler needs no state: its
+position is the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .distributed import all_gather_objects, barrier, broadcast_object, is_main, rank, world_size
+from .engine import Engine
+from .errors import CheckpointError, WorldSizeError
+from .trainer import UnlearningTrainer
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, *, keep: int = 1) -> None:
+        """`keep`: how many of the newest stay on disk, > 0."""
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, engine: Engine, trainer: UnlearningTrainer) -> Path:
+        """Write a checkpoint of the steps done so far; every rank takes part.
+
+        Raises CheckpointError on every rank, and leaves the earlier ones, when any rank cannot
+        write.
+        """
+        final = self.folder / f"step-{trainer.steps_done:08d}"
+        partial = final.with_name(final.name + ".partial")
+        self._together(lambda: _fresh(partial) if is_main() else None, partial)
+        self._together(lambda: self._write(partial, engine, trainer), partial)
+        hashes = self._together(lambda: _hashes(partial), partial)
+        self._together(lambda: _finish(partial, final, hashes) if is_main() else None, partial)
+        if is_main():
+            for old in self._complete()[: -self.keep]:
+                shutil.rmtree(old)
+        barrier()
+        return final
+
+    def _write(self, folder: Path, engine: Engine, trainer: UnlearningTrainer) -> None:
+        engine.save(folder)
+        torch.save(_random_states(), folder / f"rank-{rank():05d}.pt")
+        if is_main():
+            torch.save(trainer.state_dict(), folder / "state.pt")
+
+    def _together(self, work: Callable[[], Any], partial: Path) -> list[Any]:
+        """Every rank's result, or one CheckpointError on all of them."""
+        result, failure = None, None
+        try:
+            result = work()
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            failure = f"rank {rank()}: {str(error).splitlines()[0]}"
+        failures = [text for text in all_gather_objects(failure) if text is not None]
+        if failures:
+            if is_main():
+                shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"the checkpoint {partial.with_suffix('').name} could not be written to "
+                f"{self.folder} ({failures[0]}); earlier checkpoints are untouched; free some "
+                "space and start again with resume=auto"
+            )
+        return all_gather_objects(result)
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint, decided by rank 0; None when there is none.
+
+        A folder whose manifest does not hold (cut off, damaged) is passed over.
+        """
+        complete = self._complete() if is_main() else []
+        found = next((folder for folder in reversed(complete) if not damage(folder)), None)
+        return broadcast_object(found)
+
+    def _complete(self) -> list[Path]:
+        return sorted(path.parent for path in self.folder.glob(f"step-*[0-9]/{MANIFEST}"))
+
+    def restore(self, folder: Path, engine: Engine, trainer: UnlearningTrainer) -> None:
+        """Take up the run where `folder` left it, bit for bit.
+
+        Raises WorldSizeError for another number of processes, CheckpointError for damage or
+        another model.
+        """
+        found = broadcast_object(damage(folder) if is_main() else None)
+        if found:
+            raise CheckpointError(
+                f"the checkpoint {folder} is damaged ({found}); remove it, then resume=auto takes "
+                "the one before"
+            )
+        ranks = json.loads((folder / MANIFEST).read_text())["world_size"]
+        if ranks != world_size():
+            raise WorldSizeError(
+                f"{folder} was written by {ranks} processes, this run has {world_size()}; start "
+                f"it with {ranks} (torchrun --nproc_per_node {ranks}), or a new run from the model"
+            )
+        engine.load(folder)
+        trainer.load_state_dict(torch.load(folder / "state.pt", weights_only=False))
+        _restore_random_states(torch.load(folder / f"rank-{rank():05d}.pt", weights_only=False))
+        barrier()
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    for name, (size, digest) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        if _digest(path) != digest:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _hashes(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and digest of this rank's share of all ranks' files, which it also syncs to disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    mine = files[rank() :: world_size()]
+    for path in mine:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in mine
+    }
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _finish(partial: Path, final: Path, hashes: list[dict[str, tuple[int, str]]]) -> None:
+    files = {name: value for share in hashes for name, value in share.items()}
+    manifest = {"format": FORMAT, "world_size": world_size(), "files": files}
+    with (partial / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    parent = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _random_states() -> dict[str, Any]:
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,206 @@
+"""Where a model comes from: a checkpoint by path or hub name, or a tiny one made offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from .encoding import PromptFormat
+from .errors import ConfigError, ModelError
+from .language_model import LanguageModel
+
+
+class ModelSource:
+    """What every model has, wherever it comes from."""
+
+    @dataclass
+    class Config:
+        """How the model reads."""
+
+        max_length: int = 512
+        """Tokens of the longest row; longer ones lose the left of their prompt."""
+        tokens_per_micro_batch: int = 4096
+        """Tokens of one forward pass on one rank: more is faster and needs more memory."""
+        prompt_format: PromptFormat = field(default_factory=PromptFormat)
+        """How a prompt is written before it is tokenized: plain, or the chat template."""
+        gradient_checkpointing: bool = False
+        """Recompute activations in the backward pass: a third more time, far less memory."""
+
+    def __init__(self, config: Config) -> None:
+        """Raise ConfigError for values out of range."""
+        for name in ("max_length", "tokens_per_micro_batch"):
+            if getattr(config, name) < 2:
+                raise ConfigError(f"model.{name} must be at least 2, got {getattr(config, name)}")
+        self.config = config
+
+    def load(self, path: str, *, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
+        """The model and tokenizer at `path`, a folder or a hub name, on the CPU."""
+        tokenizer = load_tokenizer(path, revision)
+        try:
+            module = AutoModelForCausalLM.from_pretrained(
+                path, revision=revision, dtype=dtype, attn_implementation="sdpa"
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(_cannot_load("model", path, error)) from error
+        return self.wrap(module, tokenizer)
+
+    def wrap(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+        """`module` as a LanguageModel with this source's settings."""
+        if self.config.gradient_checkpointing:
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+        return LanguageModel(
+            module,
+            tokenizer,
+            prompt_format=self.config.prompt_format,
+            max_length=self.config.max_length,
+            tokens_per_micro_batch=self.config.tokens_per_micro_batch,
+        )
+
+
+class Pretrained(ModelSource):
+    """A transformers causal language model by folder or hub name."""
+
+    @dataclass
+    class Config(ModelSource.Config):
+        """Which model."""
+
+        path: str = ""
+        """A folder, a run's `model` folder, or a name on the hub."""
+        revision: str | None = None
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        """Raise ConfigError when no path is given."""
+        super().__init__(config)
+        if not config.path:
+            raise ConfigError("model.path is empty; type model.path=<folder or hub name>")
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model on the meta device: its shape, no weights."""
+        try:
+            settings = AutoConfig.from_pretrained(self.config.path, revision=self.config.revision)
+        except (OSError, ValueError) as error:
+            raise ModelError(_cannot_load("model", self.config.path, error)) from error
+        with torch.device("meta"):
+            module: PreTrainedModel = AutoModelForCausalLM.from_config(settings)
+        return module
+
+
+class Tiny(ModelSource):
+    """A Llama of under a million to a few million parameters with a tokenizer of its own text.
+
+    It knows nothing until it is fine-tuned on a benchmark: `launch` makes the target model (all
+    rows) and the gold model (all but the forget rows) from it once and keeps them.
+    """
+
+    @dataclass
+    class Config(ModelSource.Config):
+        """Its size."""
+
+        hidden_size: int = 128
+        layers: int = 2
+        heads: int = 4
+        intermediate_size: int = 512
+        vocabulary: int = 1024
+        """Tokens of the byte-pair tokenizer, >= 300."""
+
+    config: Config
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model on the meta device: its shape, no weights."""
+        with torch.device("meta"):
+            return LlamaForCausalLM(self._settings(self.config.vocabulary))
+
+    def build(self, texts: Iterable[str], *, seed: int) -> LanguageModel:
+        """Fresh weights and a tokenizer trained on `texts`; the same for the same arguments."""
+        tokenizer = train_tokenizer(texts, vocabulary=self.config.vocabulary)
+        torch.manual_seed(seed)
+        module = LlamaForCausalLM(self._settings(len(tokenizer)))
+        module.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return self.wrap(module, tokenizer)
+
+    def _settings(self, vocabulary: int) -> LlamaConfig:
+        config = self.config
+        if config.hidden_size % config.heads:
+            raise ConfigError(
+                f"model.hidden_size={config.hidden_size} must be a multiple of "
+                f"model.heads={config.heads}"
+            )
+        return LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=2 * config.max_length,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            attn_implementation="sdpa",
+        )
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of `texts`, digits one by one; special tokens 0, 1, 2."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    inner.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<pad>", "<bos>", "<eos>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path`; raises ModelError when there is none or it cannot end a text."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load("tokenizer", path, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer at {path} has no EOS token, so an answer cannot end; set eos_token in "
+            "its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def _cannot_load(what: str, path: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    kind = "folder" if Path(path).exists() else "folder or reachable hub name"
+    return f"no {what} could be loaded from {path!r} ({kind}): {reason}"

@@ -1,0 +1,161 @@
+"""From a resolved config to the objects of a run: rows, model, engine, trainer."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from framework import Benchmark, Example, LanguageModel, Row, UnlearningTrainer, build, distributed
+from framework.config import part_of
+from framework.encoding import TruncationWarning, encode_all
+from framework.engine import Engine
+from framework.errors import ConfigError
+from framework.loading import ModelSource, Pretrained, Tiny
+from framework.parts import Selection
+from framework.reference import CachedReference, FrozenReference, Reference
+from framework.sampler import ForgetRetainSampler
+from framework.trainer import reference_needed
+from framework.tuning import Tuning
+
+from .prepare import prepared
+
+
+@dataclass
+class Assembly:
+    """Everything a run needs, built."""
+
+    benchmark: Benchmark
+    model: LanguageModel
+    tuning: Tuning
+    engine: Engine
+    trainer: UnlearningTrainer
+    sampler: ForgetRetainSampler
+
+
+def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assembly:
+    """Build the run of `config`; its reference is kept in `folder`."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    method, settings = part_of(config.trainer)
+    source: ModelSource = build(config.model)
+    with loading(config):
+        model = load_model(config, source, benchmark, dtype=dtype)
+    rows = training_rows(config, benchmark, model, method)
+    needed = reference_needed(method, settings)
+    frozen = _frozen(config, source, benchmark, model, dtype) if needed == "frozen" else None
+    tuning: Tuning = build(config.tuning)
+    model.module = tuning.apply(model.module)
+    model.module.to(distributed.device())
+    optimizer = build(config.optimizer)
+    engine: Engine = build(
+        config.zero, model=model, optimizer=optimizer.build, precision=config.precision
+    )
+    reference: Reference | None = None
+    if needed == "frozen":
+        reference = FrozenReference(model if frozen is None else frozen)
+    elif needed == "cached":
+        reference = CachedReference.build(model, rows["forget"], file=folder / "reference.pt")
+    trainer: UnlearningTrainer = method(
+        settings,
+        engine=engine,
+        optimizer=optimizer,
+        reference=reference,
+        weighting=build(config.weighting),
+        perturbation=build(config.perturbation),
+        seed=config.seed,
+    )
+    sampler = ForgetRetainSampler(
+        rows["forget"],
+        rows["retain"],
+        batch_size=config.batch_size,
+        seed=config.seed,
+        objectives=trainer.objectives,
+    )
+    return Assembly(benchmark, model, tuning, engine, trainer, sampler)
+
+
+def load_model(
+    config: DictConfig, source: ModelSource, benchmark: Benchmark, *, dtype: torch.dtype
+) -> LanguageModel:
+    """The model before the run: given, made offline, or fresh to become a target."""
+    if isinstance(source, Pretrained):
+        return source.load(source.config.path, dtype=dtype, revision=source.config.revision)
+    assert isinstance(source, Tiny)
+    if config.finetune_on != "retain":
+        texts = [f"{x.prompt} {x.answer}" for x in benchmark.training_examples("target")]
+        return source.build(texts, seed=config.seed)
+    return source.load(str(prepared(config, benchmark)["target"] / "model"), dtype=dtype)
+
+
+@contextmanager
+def loading(config: DictConfig) -> Iterator[None]:
+    """Under ZeRO-3, weights are partitioned as they are read."""
+    if config.zero.get("stage") == "3" and config.model.name != "tiny":
+        from framework.zero import ZeroEngine, partitioned_loading
+
+        stage = partitioned_loading(ZeroEngine.Config(stage="3"), config.precision)
+    else:
+        stage = nullcontext()
+    with stage:
+        yield
+
+
+def _frozen(
+    config: DictConfig,
+    source: ModelSource,
+    benchmark: Benchmark,
+    model: LanguageModel,
+    dtype: torch.dtype,
+) -> LanguageModel | None:
+    """A second, frozen model; None with LoRA, whose reference is itself with its adapters off."""
+    if config.tuning.name == "lora":
+        return None
+    if config.zero.get("stage") == "3":
+        twin = load_model(config, source, benchmark, dtype=dtype)
+    else:
+        twin = source.wrap(copy.deepcopy(model.module), model.tokenizer)
+    twin.module.requires_grad_(False).to(distributed.device())
+    return twin
+
+
+def training_rows(
+    config: DictConfig,
+    benchmark: Benchmark,
+    model: LanguageModel,
+    method: type[UnlearningTrainer],
+) -> dict[str, list[Row]]:
+    """The forget and retain rows as tokens, the selection applied; says what had to be cut."""
+    if "forget" in method.objectives:
+        if config.finetune_on != "retain":
+            raise ConfigError(
+                f"finetune_on={config.finetune_on} is for trainer=finetune; trainer="
+                f"{config.trainer.name} forgets the forget rows and keeps the retain rows"
+            )
+        splits = benchmark.splits()
+        texts = {"forget": splits["forget"], "retain": splits["retain"]}
+    elif config.finetune_on == "retain":
+        texts = {"forget": [], "retain": benchmark.splits()["retain"]}
+    else:
+        texts = {"forget": [], "retain": benchmark.training_examples(config.finetune_on)}
+    rows = {name: _encoded(name, examples, model) for name, examples in texts.items()}
+    selection: Selection | None = build(config.selection)
+    if selection is not None:
+        rows["forget"] = [
+            replace(row, weights=tuple(selection.token_weights(row))) for row in rows["forget"]
+        ]
+    return rows
+
+
+def _encoded(name: str, examples: list[Example], model: LanguageModel) -> list[Row]:
+    if not examples:
+        return []
+    rows, cut = encode_all(examples, model.tokenizer, model.prompt_format, model.max_length)
+    if cut.cut_rows and distributed.is_main():
+        warnings.warn(f"{name}: {cut.describe()}", TruncationWarning, stacklevel=2)
+    return rows

@@ -1,0 +1,178 @@
+"""The settings of a run, from the command line to the resolved config."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import DictConfig
+
+from framework.config import compose, describe
+from framework.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+REPEATABLE = ("output", "resume", "cache", "tracker", "log_every", "save_every", "keep_checkpoints")
+"""What may differ between a run and its continuation: it changes no weight."""
+
+
+@dataclass
+class RunSettings:
+    """The settings of a training run beside its groups."""
+
+    output: str | None = None
+    """The run's folder; null: runs/<benchmark>-<trainer>-...-seed<seed>."""
+    seed: int = 0
+    """Fixes the order of rows, dropout and fresh weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 keeps fp32 master weights; auto: bf16 on a GPU, fp32 on a CPU."""
+    epochs: float = 10.0
+    """Passes over the forget set (over the rows to learn when fine-tuning)."""
+    max_steps: int | None = None
+    """At most so many optimizer steps."""
+    batch_size: int = 32
+    """Rows of each objective in one optimizer step, over all ranks."""
+    finetune_on: Literal["retain", "target", "gold"] = "retain"
+    """What a method without a forget objective learns: the retain rows, what the target model
+    knows (forget rows too), or what the gold model knows."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on from the newest complete checkpoint of `output`, if there is one."""
+    save_every: int = 100
+    """Steps between checkpoints; 0: none."""
+    keep_checkpoints: int = 1
+    """How many of the newest checkpoints stay on disk."""
+    log_every: int = 1
+    """Steps between lines of metrics.jsonl."""
+    evaluate: bool = True
+    """Measure the benchmark on the result."""
+    evaluate_every: int = 0
+    """Steps between evaluations during training; 0: none."""
+    target: str | None = None
+    """The run or evaluation.json of the model before unlearning, shown beside the result; a tiny
+    model brings its own."""
+    gold: str | None = None
+    """The run or evaluation.json of a model that never saw the forget rows; likewise."""
+    cache: str = "~/.cache/lethe"
+    """Where the target and gold models of tiny models are kept."""
+
+
+def parse(
+    arguments: Sequence[str], *, entry: str, schema: type, about: str
+) -> tuple[DictConfig, argparse.Namespace]:
+    """The resolved config of `entry` and the options beside it; --help ends the process."""
+    parser = argparse.ArgumentParser(prog=f"python -m launch.{entry}", add_help=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(
+            f"unknown option {unknown[0]!r}; there are --help, --dry-run, --config FILE, and "
+            "settings as key=value"
+        )
+    if options.help:
+        print(help_text(entry, schema, about))
+        raise SystemExit(0)
+    overrides = list(options.overrides)
+    config = compose(entry, overrides, configs=CONFIGS, schema=schema, base=options.config)
+    filled = _filled(config)
+    if filled:
+        config = compose(
+            entry, [*overrides, *filled], configs=CONFIGS, schema=schema, base=options.config
+        )
+    return config, options
+
+
+def _filled(config: DictConfig) -> list[str]:
+    """Values for the settings that say `auto` or null and mean something by it."""
+    filled = []
+    if config.get("precision") == "auto":
+        filled.append(f"precision={'bf16' if torch.cuda.is_available() else 'fp32'}")
+    if "optimizer" in config and config.optimizer.get("learning_rate", 0.0) is None:
+        tiny = config.model.name.startswith("tiny")
+        filled.append(f"optimizer.learning_rate={3e-4 if tiny else 1e-5}")
+    if "output" in config and config.output is None and "trainer" in config:
+        filled.append(f"output=runs/{run_name(config)}")
+    return filled
+
+
+def run_name(config: DictConfig) -> str:
+    """What tells a run from its neighbors: benchmark, method, parts, seed."""
+    parts = [config[group].name for group in ("selection", "perturbation", "weighting")]
+    chosen = [name for name in parts if name != "none"]
+    if config.finetune_on != "retain":
+        chosen.append(config.finetune_on)
+    names = [config.benchmark.name, config.trainer.name, *chosen]
+    return "-".join([*names, f"seed{config.seed}"])
+
+
+def label(config: DictConfig) -> str:
+    """The run in a table: `blur x npo`."""
+    parts = [config[group].name for group in ("selection", "perturbation", "weighting")]
+    return " x ".join([*(name for name in parts if name != "none"), config.trainer.name])
+
+
+def check_same(config: DictConfig, earlier: DictConfig) -> None:
+    """Refuse to go on with a run under other settings than it was begun with."""
+    for key in config:
+        if key not in REPEATABLE and config[key] != earlier.get(key):
+            changed = _first_difference(str(key), config[key], earlier.get(key))
+            raise ConfigError(
+                f"{config.output} was begun with {changed[0]}={changed[2]}, not {changed[1]}; "
+                f"resume it with its own settings (--config {config.output}/config.yaml "
+                "resume=auto), or choose another output"
+            )
+
+
+def _first_difference(path: str, now: Any, before: Any) -> tuple[str, Any, Any]:
+    if isinstance(now, DictConfig) and isinstance(before, DictConfig):
+        for key in [*now, *before]:
+            if now.get(key) != before.get(key):
+                return _first_difference(f"{path}.{key}", now.get(key), before.get(key))
+    return path, now, before
+
+
+def steps_of(config: DictConfig, steps_per_epoch: int) -> int:
+    """How many optimizer steps the run takes."""
+    if config.epochs <= 0:
+        raise ConfigError(f"epochs must be > 0, got {config.epochs:g}")
+    if config.max_steps is not None and config.max_steps < 1:
+        raise ConfigError(f"max_steps must be at least 1 or null, got {config.max_steps}")
+    steps = math.ceil(config.epochs * steps_per_epoch)
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def help_text(entry: str, schema: type, about: str) -> str:
+    """What --help prints: the command, every group with its choices, every setting."""
+    width = min(100, shutil.get_terminal_size().columns)
+    lines = [about.strip(), "", "groups (group=choice; group.setting=value)"]
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+    described = describe(CONFIGS, entry, schema)
+    for name, default, allowed in described:
+        if name in groups:
+            lines += _columns(f"{name}={default}", ", ".join(allowed), width)
+    lines += ["", "settings (setting=value)"]
+    for name, default, allowed in described:
+        if name not in groups:
+            lines += _columns(f"{name}={default}", ", ".join(allowed), width)
+    lines += [
+        "",
+        "options",
+        *_columns("--config FILE", "start from a resolved config, such as runs/x/config.yaml", width),
+        *_columns("--dry-run", "say what would be done and needed; load nothing large", width),
+    ]
+    return "\n".join(lines)
+
+
+def _columns(left: str, right: str, width: int) -> list[str]:
+    indent = " " * 32
+    wrapped = textwrap.wrap(right, max(20, width - len(indent))) or [""]
+    first = f"  {left:<28}  {wrapped[0]}"
+    return [first, *(indent + line for line in wrapped[1:])]

@@ -1,0 +1,161 @@
+"""Unlearn, or fine-tune: one run, from its settings to a model, its numbers and its folder.
+
+    python -m launch.train trainer=npo benchmark=mini
+    python -m launch.train trainer=npo weighting=blur perturbation=sam optimizer.learning_rate=1e-4
+    torchrun --nproc_per_node 2 -m launch.train trainer=npo zero=2 benchmark=lume benchmark.path=DIR
+    python -m launch.train --config runs/x/config.yaml resume=auto
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from framework import Tracker, build, distributed
+from framework.checkpoint import Checkpoints
+from framework.config import load, plain, save
+from framework.errors import ConfigError, RunExistsError
+from framework.evaluation.benchmark import Benchmark, Evaluation
+from framework.loop import Loop, train
+from framework.terminal import say
+
+from .assembly import Assembly, assemble
+from .dry_run import dry_run
+from .entry import run_entry
+from .outcome import evaluation_of, record_run, show, write_evaluation
+from .prepare import prepare, prepared
+from .settings import RunSettings, check_same, label, parse, run_name, steps_of
+
+
+def main(arguments: list[str]) -> None:
+    """The whole run."""
+    config, options = parse(arguments, entry="train", schema=RunSettings, about=__doc__ or "")
+    benchmark: Benchmark = build(config.benchmark)
+    if options.dry_run:
+        dry_run(config, benchmark)
+        return
+    folder = Path(config.output)
+    check_output(config, folder)
+    connect(config)
+    if config.model.name.startswith("tiny") and config.finetune_on == "retain":
+        if distributed.is_main():
+            prepare(config, benchmark)
+        distributed.barrier()
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        save(config, folder / "config.yaml")
+    distributed.barrier()
+    run(config, assemble(config, benchmark, folder=folder), folder)
+
+
+def run(config: DictConfig, parts: Assembly, folder: Path) -> None:
+    """Train, keep the model, measure it."""
+    started = time.time()
+    loop = Loop(
+        steps=steps_of(config, parts.sampler.steps_per_epoch),
+        log_every=config.log_every,
+        save_every=config.save_every,
+        evaluate_every=config.evaluate_every,
+    )
+    record_run(folder, config, steps=loop.steps)
+    references = reference_evaluations(config, parts.benchmark)
+    tracker = Tracker(
+        build(config.tracker),
+        folder,
+        run_config=plain(config),
+        name=run_name(config),
+        job_type="unlearn" if "forget" in parts.trainer.objectives else "finetune",
+    )
+    exit_code = 1
+    try:
+        checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
+        resume(config, checkpoints, parts, tracker)
+
+        def evaluate(step: int) -> Evaluation:
+            measured = parts.benchmark.measure(parts.model, references.get("gold"))
+            tracker.log_evaluation(step, measured.metrics, benchmark=parts.benchmark.name)
+            return measured
+
+        train(
+            parts.engine,
+            parts.trainer,
+            parts.sampler,
+            loop,
+            tracker=tracker,
+            checkpoints=checkpoints,
+            evaluate=evaluate,
+            description=label(config),
+        )
+        save_model(parts, folder)
+        if config.evaluate:
+            measured = evaluate(loop.steps)
+            tracker.log_generations(loop.steps, measured.generations[:100])
+            write_evaluation(folder, measured, references, parts.benchmark, label(config))
+            show(parts.benchmark, label(config), measured, references)
+        record_run(folder, config, steps=loop.steps, seconds=time.time() - started)
+        say(f"run: {folder}")
+        exit_code = 0
+    finally:
+        tracker.finish(exit_code)
+        parts.engine.close()
+
+
+def check_output(config: DictConfig, folder: Path) -> None:
+    """Refuse to write over a run, or to go on with one under other settings."""
+    if not (folder / "config.yaml").is_file():
+        return
+    if config.resume == "never":
+        raise RunExistsError(
+            f"{folder} already holds a run; choose another output=..., or go on with it: resume=auto"
+        )
+    check_same(config, load(folder / "config.yaml"))
+
+
+def connect(config: DictConfig) -> None:
+    """Join the other processes where there are any; refuse what one process cannot do."""
+    sharded = config.zero["class"] != "framework.engine.LocalEngine"
+    if distributed.launched() or sharded:
+        distributed.connect()
+    if distributed.world_size() > 1 and not sharded:
+        raise ConfigError(
+            f"zero=none is for one process, this run has {distributed.world_size()}; type zero=2 "
+            "(or 1, 3)"
+        )
+
+
+def resume(
+    config: DictConfig, checkpoints: Checkpoints, parts: Assembly, tracker: Tracker
+) -> None:
+    """Take up the newest complete checkpoint; without one the run begins at its beginning."""
+    found = checkpoints.newest() if config.resume == "auto" else None
+    if found is not None:
+        checkpoints.restore(found, parts.engine, parts.trainer)
+        say(f"resuming {config.output} at step {parts.trainer.steps_done}")
+    tracker.rewind(parts.trainer.steps_done)
+
+
+def save_model(parts: Assembly, folder: Path) -> None:
+    """The result as a plain transformers model."""
+    weights = parts.engine.state_dict()
+    if distributed.is_main():
+        module, exported = parts.tuning.export(parts.model.module, weights)
+        parts.model.save(folder / "model", exported, module=module)
+    distributed.barrier()
+
+
+def reference_evaluations(config: DictConfig, benchmark: Benchmark) -> dict[str, Evaluation]:
+    """What the target and gold models measured, where they are known."""
+    known: dict[str, Evaluation] = {}
+    if config.model.name.startswith("tiny") and config.finetune_on == "retain":
+        for role, made in prepared(config, benchmark).items():
+            known[role] = evaluation_of(made)
+    for role in ("target", "gold"):
+        if config[role] is not None:
+            known[role] = evaluation_of(Path(config[role]))
+    return known
+
+
+if __name__ == "__main__":
+    run_entry(main)

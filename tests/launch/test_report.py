@@ -1,0 +1,76 @@
+"""`python -m launch.report`, as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def report(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, "-m", "launch.report", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(root), "PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder with two evaluated runs."""
+    for label, rouge in (("NPO", 0.25), ("GradDiff", 0.5)):
+        run = tmp_path / "runs" / label.lower()
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("seed: 0\n")
+        (run / "metrics.jsonl").write_text('{"step": 1, "time": 0.0, "train/forget/loss": 1.0}\n')
+        evaluation = {
+            "benchmark": "mini",
+            "label": label,
+            "headline": ["forget/rouge", "retain/rouge"],
+            "directions": {"forget/rouge": "lower", "retain/rouge": "higher"},
+            "metrics": {"forget/rouge": rouge, "retain/rouge": None},
+            "generations": [],
+            "target": None,
+            "gold": None,
+        }
+        (run / "evaluation.json").write_text(json.dumps(evaluation))
+    return tmp_path
+
+
+def test_the_table_is_printed_and_the_report_written(workplace: Path) -> None:
+    ended = report(workplace, "runs/npo", "runs/graddiff", "--output", "reports/first")
+
+    assert ended.returncode == 0, ended.stderr
+    assert "0.250 *" in ended.stdout
+    assert "undefined" in ended.stdout
+    assert ended.stderr.splitlines()[-1] == "report: reports/first/index.html"
+    found = sorted(path.name for path in (workplace / "reports/first").iterdir())
+    assert found == ["index.html", "plots", "report.md", "table.csv"]
+
+
+def test_without_output_the_report_is_named_after_the_time(workplace: Path) -> None:
+    ended = report(workplace, "runs/npo")
+
+    assert ended.returncode == 0, ended.stderr
+    (page,) = workplace.glob("reports/20*-*-*-*/index.html")
+    assert str(page.relative_to(workplace)) in ended.stderr
+
+
+def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(workplace: Path) -> None:
+    ended = report(workplace, "runs/nop")
+
+    assert ended.returncode == 2
+    assert ended.stderr == "error: runs/nop is not a run: it has no config.yaml\n"
+
+
+def test_help_shows_an_example(workplace: Path) -> None:
+    ended = report(workplace, "--help")
+
+    assert ended.returncode == 0
+    assert "python -m launch.report runs/npo runs/grad_diff --output reports/first" in ended.stdout
