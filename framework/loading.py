@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from .encoding import PromptFormat
 from .errors import ConfigError, ModelError
@@ -51,6 +52,7 @@ class ModelSource:
     def load(self, path: str, *, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
         """The model and tokenizer at `path`, a folder or a hub name, on the CPU."""
         tokenizer = load_tokenizer(path, revision)
+        disable_progress_bar()  # one line per second on a cluster's log, for a load of seconds
         try:
             module = AutoModelForCausalLM.from_pretrained(
                 path, revision=revision, dtype=dtype, attn_implementation="sdpa"

@@ -21,12 +21,13 @@ DeepSpeed fails loudly.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -120,11 +121,12 @@ class ZeroEngine(Engine):
             model.module.to(torch.bfloat16)
         self._names = {p: n for n, p in trainable_parameters(model.module)}
         groups = optimizer_groups(list(self._names))
-        self.deepspeed = deepspeed.initialize(
-            model=model.module,
-            optimizer=optimizer(groups),
-            config=deepspeed_config(config, precision),
-        )[0]
+        with redirect_stdout(io.StringIO()):  # it prints its memory and its compiler's success
+            self.deepspeed = deepspeed.initialize(
+                model=model.module,
+                optimizer=optimizer(groups),
+                config=deepspeed_config(config, precision),
+            )[0]
         model.forward = self.deepspeed
         model.partitioned = config.stage == "3"
         self._layout = _layout_of(self.deepspeed)

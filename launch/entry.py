@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+import torch
+
 from framework.distributed import disconnect
 from framework.errors import LetheError
 
@@ -20,6 +22,8 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     arguments = [
         text for text in sys.argv[1:] if not text.startswith(("--local_rank=", "--local-rank="))
     ]
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it has to find out
     try:
         main(arguments)
     except LetheError as error:

@@ -81,6 +81,12 @@ def evaluation_of(path: Path) -> Evaluation:
     return Evaluation.from_json(content)
 
 
+def references_of(config: DictConfig) -> dict[str, Evaluation]:
+    """The target's and the gold model's evaluations that the config names."""
+    named = {role: config[role] for role in ("target", "gold")}
+    return {role: evaluation_of(Path(path)) for role, path in named.items() if path is not None}
+
+
 def show(
     benchmark: Benchmark,
     label: str,

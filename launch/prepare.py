@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 
 import framework.loading
 from framework import Benchmark
-from framework.config import plain
 from framework.evaluation.benchmark import Evaluation, forget_quality
 from framework.terminal import say
 
+from .settings import as_overrides
 from .side_by_side import train_side_by_side
 
 ROLES = ("target", "gold")
@@ -52,12 +52,6 @@ def prepared(config: DictConfig, benchmark: Benchmark) -> dict[str, Path]:
 
 def _overrides(config: DictConfig, benchmark: Benchmark, role: str, output: Path) -> list[str]:
     recipe = benchmark.config.target
-    sections = [
-        f"{group}.{key}={json.dumps(value)}"
-        for group in ("benchmark", "model")
-        for key, value in plain(config[group]).items()
-        if key not in ("name", "class")
-    ]
     return [
         "trainer=finetune",
         "weighting=none",
@@ -69,7 +63,8 @@ def _overrides(config: DictConfig, benchmark: Benchmark, role: str, output: Path
         "optimizer=adamw",
         f"benchmark={config.benchmark.name}",
         f"model={config.model.name}",
-        *sections,
+        *as_overrides("benchmark", config.benchmark),
+        *as_overrides("model", config.model),
         f"finetune_on={role}",
         f"optimizer.learning_rate={recipe.learning_rate}",
         "optimizer.schedule=cosine",

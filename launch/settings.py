@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,9 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig
 
-from framework.config import compose, describe
+from framework.config import compose, describe, plain
 from framework.errors import ConfigError
+from framework.schema import untyped
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 REPEATABLE = ("output", "resume", "cache", "tracker", "log_every", "save_every", "keep_checkpoints")
@@ -101,6 +103,12 @@ def _filled(config: DictConfig) -> list[str]:
     if "output" in config and config.output is None and "trainer" in config:
         filled.append(f"output=runs/{run_name(config)}")
     return filled
+
+
+def as_overrides(group: str, section: Mapping[str, Any] | DictConfig) -> list[str]:
+    """A section's settings as they would be typed."""
+    settings = {key: value for key, value in plain(section).items() if key not in ("name", "class")}
+    return [f"{group}.{key}={json.dumps(untyped(value))}" for key, value in settings.items()]
 
 
 def run_name(config: DictConfig) -> str:

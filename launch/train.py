@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from framework import Tracker, build, distributed
 from framework.checkpoint import Checkpoints
-from framework.config import load, plain, save
+from framework.config import load, part_of, plain, save
 from framework.errors import ConfigError, RunExistsError
 from framework.evaluation.benchmark import Benchmark, Evaluation
 from framework.loop import Loop, train
@@ -24,7 +24,7 @@ from framework.terminal import say
 from .assembly import Assembly, assemble
 from .dry_run import dry_run
 from .entry import run_entry
-from .outcome import evaluation_of, record_run, show, write_evaluation
+from .outcome import evaluation_of, record_run, references_of, show, write_evaluation
 from .prepare import prepare, prepared
 from .settings import RunSettings, check_same, label, parse, run_name, steps_of
 
@@ -62,7 +62,7 @@ def run(config: DictConfig, parts: Assembly, folder: Path) -> None:
     record_run(folder, config, steps=loop.steps)
     references = reference_evaluations(config, parts.benchmark)
     tracker = Tracker(
-        build(config.tracker),
+        part_of(config.tracker)[1],
         folder,
         run_config=plain(config),
         name=run_name(config),
@@ -151,10 +151,7 @@ def reference_evaluations(config: DictConfig, benchmark: Benchmark) -> dict[str,
     if config.model.name.startswith("tiny") and config.finetune_on == "retain":
         for role, made in prepared(config, benchmark).items():
             known[role] = evaluation_of(made)
-    for role in ("target", "gold"):
-        if config[role] is not None:
-            known[role] = evaluation_of(Path(config[role]))
-    return known
+    return known | references_of(config)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""The whole road on the offline benchmark: learn, unlearn, measure, report; minutes on two cores.
+
+    python -m launch.demo                     runs/demo/*, reports/demo/index.html
+    python -m launch.demo --benchmark mini_small
+
+Makes a target model (it memorized everything) and a gold model (it never saw the forget rows),
+unlearns with NPO and with BLUR x NPO, measures all four and writes a report. Target and gold are
+kept and found again, so that a second demo starts at unlearning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+from framework import build
+from framework.config import compose
+from framework.evaluation.report import summary_tables, write_report
+from framework.terminal import say, table
+
+from .entry import run_entry
+from .prepare import prepare
+from .settings import CONFIGS, RunSettings
+from .side_by_side import train_side_by_side
+
+RUNS = {
+    "npo": ["trainer=npo"],
+    "blur-npo": ["trainer=npo", "weighting=blur"],
+}
+SETTINGS = ["optimizer.learning_rate=3e-4", "epochs=20", "trainer.retain_weight=5"]
+
+
+def main(arguments: list[str]) -> None:
+    """Prepare, unlearn twice at the same time, report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--benchmark", default="mini", help="mini or mini_small (default: mini)")
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="the runs' folder")
+    parser.add_argument("--report", type=Path, default=Path("reports/demo"))
+    parser.add_argument("--cache", default="~/.cache/lethe", help="where target and gold are kept")
+    options = parser.parse_args(arguments)
+    started = time.time()
+    common = [f"benchmark={options.benchmark}", f"cache={options.cache}", *SETTINGS]
+    config = compose("train", common, configs=CONFIGS, schema=RunSettings)
+    prepare(config, build(config.benchmark))
+    folders = {name: options.output / name for name in RUNS}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+    train_side_by_side(
+        {name: [*RUNS[name], *common, f"output={folders[name]}"] for name in RUNS},
+        log=options.output,
+    )
+    page = write_report(list(folders.values()), options.report)
+    for shown in summary_tables(list(folders.values())):
+        table(shown.benchmark, shown.columns, shown.rows, best=shown.best)
+    say(f"report: {page}  ({time.time() - started:.0f} s)")
+
+
+if __name__ == "__main__":
+    run_entry(main)
