@@ -16,7 +16,7 @@ from .trainer import UnlearningTrainer
 from .vectors import Gram, Vector, gram
 
 __all__ = [
-    #     "Benchmark",
+    "Benchmark",
     "CachedReference",
     "ConfigError",
     "Engine",

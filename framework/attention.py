@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -23,7 +24,7 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    _mask: Tensor | None,
     *,
     row_lengths: tuple[int, ...],
     boundaries: Tensor,
@@ -40,8 +41,9 @@ def packed_attention(
     """
     if softcap is not None or s_aux is not None:
         raise ModelError(
-            f"{type(module).__name__} caps its attention scores or has attention sinks, which packed "
-            "attention does not support; use a model without them (Llama, OLMo, Qwen, Mistral, Phi)"
+            f"{type(module).__name__} caps its attention scores or has attention sinks, which "
+            "packed attention does not support; use a model without them (Llama, OLMo, Qwen, "
+            "Mistral, Phi)"
         )
     window = sliding_window if sliding_window and sliding_window < max(row_lengths) else None
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
@@ -75,11 +77,11 @@ def _variable_length(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     longest = max(row_lengths)
     output = varlen_attn(
-        *(x[0].transpose(0, 1).contiguous() for x in (query, key, value)),
+        query[0].transpose(0, 1).contiguous(),
+        key[0].transpose(0, 1).contiguous(),
+        value[0].transpose(0, 1).contiguous(),
         boundaries,
         boundaries,
         longest,

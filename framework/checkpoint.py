@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .distributed import all_gather_objects, barrier, broadcast_object, is_main, rank, world_size
@@ -149,9 +148,7 @@ def _hashes(folder: Path) -> dict[str, tuple[int, str]]:
     for path in mine:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    return {
-        str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in mine
-    }
+    return {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in mine}
 
 
 def _digest(path: Path) -> str:
@@ -181,7 +178,6 @@ def _finish(partial: Path, final: Path, hashes: list[dict[str, tuple[int, str]]]
 def _random_states() -> dict[str, Any]:
     states: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -191,7 +187,6 @@ def _random_states() -> dict[str, Any]:
 
 def _restore_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class StepTotals:
-    """What the whole optimizer step holds, over all ranks and micro-batches: the divisors of means."""
+    """What a whole optimizer step holds, all ranks and micro-batches: the divisors of means."""
 
     rows: int
     weight: float
@@ -172,8 +172,8 @@ def partition(rows: Sequence[Row], *, tokens: int, world_size: int) -> list[list
     nearly the same number of tokens (longest row first, into the emptiest micro-batch). A row
     longer than `tokens` travels alone. A pure function of its arguments.
     """
-    assert rows and tokens > 0 and world_size > 0
-    budget = max(tokens, max(len(row) for row in rows))
+    assert rows, "a step without rows"
+    budget = max(tokens, *map(len, rows))
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
     per_rank = max(1, -(-sum(len(row) for row in rows) // (budget * world_size)))
     while True:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 T = TypeVar("T")
 
@@ -54,9 +55,7 @@ def connect(timeout: timedelta = timedelta(minutes=30)) -> None:
     if launched():
         dist.init_process_group(backend, timeout=timeout)
     else:  # one process that nobody launched: a group of its own
-        dist.init_process_group(
-            backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1
-        )
+        dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
 
 
 def disconnect() -> None:

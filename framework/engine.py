@@ -96,12 +96,12 @@ class Engine(ABC):
     def master_weights(self) -> dict[str, Tensor]:
         """The trained parameters by name, whole and fp32, on every rank: for tests and averages."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most engines leave nothing behind)
         """Free what outlives the object."""
 
 
 def optimizer_groups(parameters: Sequence[Tensor]) -> list[dict[str, object]]:
-    """torch's parameter groups: matrices, then vectors (biases, norms), which are never decayed."""
+    """Torch's parameter groups: matrices, then vectors (biases, norms), which are never decayed."""
     matrices = [p for p in parameters if len(full_shape(p)) > 1]
     vectors = [p for p in parameters if len(full_shape(p)) <= 1]
     groups: list[dict[str, object]] = [{"params": matrices}] if matrices else []
@@ -148,9 +148,9 @@ class LocalEngine(Engine):
         self.config = config
         self.model = model
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        model.module.to(dtype)
+        model.cast(dtype)
         self._named = trainable_parameters(model.module)
-        self._parameters = [p for _, p in self._named]
+        self._parameters: list[Tensor] = [p for _, p in self._named]
         self._has_masters = dtype != torch.float32
         self._masters: list[Tensor] = [
             torch.nn.Parameter(p.detach().float()) if self._has_masters else p
@@ -163,7 +163,7 @@ class LocalEngine(Engine):
         """See `Engine.gradient`."""
         total: list[Tensor] | None = None
         for loss in losses:
-            loss().backward()  # type: ignore[no-untyped-call]
+            loss().backward()
             share = [_taken(p) for p in self._parameters]
             if total is None:
                 total = share
@@ -247,7 +247,7 @@ def check_fingerprint(found: str, model: LanguageModel, folder: Path) -> None:
         )
 
 
-def _taken(parameter: torch.nn.Parameter) -> Tensor:
+def _taken(parameter: Tensor) -> Tensor:
     """The parameter's gradient, flat and fp32, handed over: the parameter starts clean."""
     gradient, parameter.grad = parameter.grad, None
     if gradient is None:

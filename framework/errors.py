@@ -1,6 +1,6 @@
-"""The named errors of a user's mistakes: one line each, with what was given, what is allowed, what to type.
+"""The named errors of a user's mistakes: what was given, what is allowed, what to type.
 
-Entry points print that line and leave with exit code 2. Our own invariants are asserts, not errors.
+Entry points print that one line and leave with exit code 2. Our own invariants are asserts.
 """
 
 

@@ -68,7 +68,7 @@ class LanguageModel:
         max_length: int,
         tokens_per_micro_batch: int = 4096,
     ) -> None:
-        """`max_length`: tokens of the longest row; `tokens_per_micro_batch`: of a packed forward."""
+        """`max_length`: tokens of a row at most; `tokens_per_micro_batch`: of a forward pass."""
         self.module = module
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format
@@ -77,7 +77,7 @@ class LanguageModel:
         self.forward: Callable[..., Any] = module
         self.partitioned = False
         """Whether every rank must take part in every forward pass (ZeRO-3)."""
-        module.config._attn_implementation = attention.NAME
+        self._attend(attention.NAME)
         module.config.use_cache = False
 
     @property
@@ -85,12 +85,21 @@ class LanguageModel:
         """Where the model computes."""
         return self.module.device
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Hold the weights in `dtype`."""
+        nn.Module.to(self.module, dtype=dtype)
+
+    def move(self, device: torch.device) -> None:
+        """Compute on `device`."""
+        nn.Module.to(self.module, device=device)
+
     # ---- what losses are made of -----------------------------------------------------------------
 
     def logits(self, rows: Rows) -> Tensor:
         """[S, V] fp32 logits at the scored positions."""
         output = self._read(rows, logits_to_keep=rows.scored)
-        return output.logits[0].float()
+        logits: Tensor = output.logits[0].float()
+        return logits
 
     def token_log_probs(self, rows: Rows) -> Tensor:
         """[S] log-probability of each scored token, in nats."""
@@ -181,11 +190,14 @@ class LanguageModel:
     @contextmanager
     def _cached_attention(self) -> Iterator[None]:
         """Decoding keeps keys and values and pads on the left, which packed attention does not."""
-        self.module.config._attn_implementation = "sdpa"
+        self._attend("sdpa")
         try:
             yield
         finally:
-            self.module.config._attn_implementation = attention.NAME
+            self._attend(attention.NAME)
+
+    def _attend(self, implementation: str) -> None:
+        self.module.set_attn_implementation(implementation)
 
     def _greedy(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
         """One batch, padded on the left; finished rows leave it once they are a quarter of it."""

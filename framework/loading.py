@@ -160,7 +160,6 @@ class Tiny(ModelSource):
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
-            attn_implementation="sdpa",
         )
 
 

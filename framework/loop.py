@@ -46,9 +46,7 @@ def train(
         while trainer.steps_done < loop.steps:
             step = trainer.steps_done
             rows = sampler[step]
-            batches = micro_batches(
-                rows, tokens=model.tokens_per_micro_batch, device=model.device
-            )
+            batches = micro_batches(rows, tokens=model.tokens_per_micro_batch, device=model.device)
             trainer.step(batches, learning_rate=trainer.optimizer.learning_rate(step, loop.steps))
             done = trainer.steps_done
             tokens += sum(len(row) for chosen in rows.values() for row in chosen)

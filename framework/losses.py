@@ -12,5 +12,8 @@ from torch.nn.functional import kl_div, log_softmax
 def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
     """[S] KL(reference || model) over the vocabulary, of logits [S, V] each; >= 0, 0 when equal."""
     return kl_div(
-        log_softmax(logits, -1), log_softmax(reference_logits, -1), reduction="none", log_target=True
+        log_softmax(logits, -1),
+        log_softmax(reference_logits, -1),
+        reduction="none",
+        log_target=True,
     ).sum(-1)

@@ -31,19 +31,20 @@ def model_state_bytes(
 ) -> dict[str, float]:
     """Bytes per rank of model states under AdamW, activations apart: {"device", "host"}.
 
-    `stage`: none (plain torch), 0, 1, 2 or 3. `objectives`: gradients held at a time, each a
-    sharded fp32 vector. `frozen_copies`: whole models kept beside the trained one.
+    `stage`: none (plain torch), 0, 1, 2 or 3. `objectives`: gradients held at a time, each beyond
+    the first a sharded fp32 vector. `frozen_copies`: whole models kept beside the trained one.
     """
-    width = 2 if bf16 else 4
     level = 0 if stage == "none" else int(stage)
-    share = ranks if level >= 1 else 1
+    sharded = ranks if level >= 1 else 1
+    width = 2 if bf16 else 4
     weights = parameters * width / (ranks if level == 3 else 1)
-    masters = 4 * trainable / share if bf16 or level >= 1 else 0.0
-    moments = 8 * trainable / share
-    whole_gradient = 4 * trainable if level == 1 or level == 0 else 4 * trainable / ranks
-    vectors = objectives * 4 * trainable / share
-    states = masters + moments + vectors
+    masters = 4 * trainable / sharded if bf16 or level >= 1 else 0.0
+    moments = 8 * trainable / sharded
+    # stage 1 reduces whole gradients, kept in fp32 beside the backward pass's own in bf16
+    gradient = trainable * (6 if bf16 and level == 1 else 4) / (ranks if level >= 2 else 1)
+    vectors = 4 * trainable * (objectives - 1) / sharded
     frozen = frozen_copies * parameters * width
     if offload:
-        return {"device": weights + whole_gradient + frozen, "host": states}
-    return {"device": weights + whole_gradient + states + frozen, "host": 0.0}
+        host = masters + moments + vectors + 4 * trainable / sharded
+        return {"device": weights + gradient + frozen, "host": host}
+    return {"device": weights + gradient + masters + moments + vectors + frozen, "host": 0.0}

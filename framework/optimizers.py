@@ -50,7 +50,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
-        """torch's optimizer over parameter groups."""
+        """Torch's optimizer over parameter groups."""
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The rate of step `step` (from 0) of `steps`."""

@@ -8,7 +8,6 @@ adapters off, which costs no memory).
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +77,7 @@ class CachedReference(Reference):
             if is_main():
                 partial = file.with_suffix(".partial")
                 torch.save({"key": key, "values": values}, partial)
-                os.replace(partial, file)
+                partial.replace(file)
             barrier()
         return cls(rows, values, model.device)
 

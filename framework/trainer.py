@@ -47,7 +47,7 @@ class UnlearningTrainer:
         retain_weight: float = 1.0
         """Weight of the retain objective under the default weighting."""
         retain_loss: Literal["nll", "kl", "none"] = "nll"
-        """nll; kl: KL(reference || model) per token, needs the frozen reference; none: no retain."""
+        """nll; kl: KL(reference || model) per token, with a frozen reference; none: no retain."""
         reference: Literal["auto", "cached", "frozen"] = "auto"
         """cached: token log-probabilities; frozen: the whole model; auto: the least that serves."""
         on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -203,8 +203,8 @@ class UnlearningTrainer:
             return
         losses = ", ".join(f"{n} loss {v:g}" for n, v in record.mean_losses().items())
         raise NonFiniteError(
-            f"the gradient became NaN or infinite at step {self.steps_done} ({losses}); the weights of "
-            "the step before are untouched; lower optimizer.learning_rate, or set "
+            f"the gradient became NaN or infinite at step {self.steps_done} ({losses}); the "
+            "weights of the step before are untouched; lower optimizer.learning_rate, or set "
             "trainer.on_nonfinite=skip"
         )
 

@@ -140,5 +140,3 @@ def parameter_counts(module: nn.Module) -> tuple[int, int]:
     """(all, trainable) parameters; works on the meta device."""
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
-
-

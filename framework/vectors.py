@@ -15,7 +15,9 @@ from torch import Tensor
 
 from .distributed import sum_over_ranks
 
-_CHUNK = 1 << 22  # inner products: fp32 within a chunk, fp64 between chunks; no fp64 copy of a shard
+_CHUNK = (
+    1 << 22
+)  # inner products: fp32 within a chunk, fp64 between chunks; no fp64 copy of a shard
 
 
 class Vector:

@@ -118,7 +118,7 @@ class ZeroEngine(Engine):
         self.config = config
         self.model = model
         if precision == "bf16":
-            model.module.to(torch.bfloat16)
+            model.cast(torch.bfloat16)
         self._names = {p: n for n, p in trainable_parameters(model.module)}
         groups = optimizer_groups(list(self._names))
         with redirect_stdout(io.StringIO()):  # it prints its memory and its compiler's success
@@ -398,7 +398,7 @@ class _WholeGradient(_Layout):
 
 
 class _Partitioned(_Layout):
-    """Stages 1 and 2: `averaged_gradients`, or with offload `.grad` of the masters in host memory."""
+    """Stages 1 and 2: `averaged_gradients`, or `.grad` of the masters on the host (offload)."""
 
     def take(self) -> list[Tensor]:
         o = self.optimizer
@@ -465,7 +465,7 @@ class _Partitioned(_Layout):
 
 
 class _Sharded(_Layout):
-    """Stage 3: `grad_partitions_flat_buffer`, or with offload `.grad` of the masters on the host."""
+    """Stage 3: `grad_partitions_flat_buffer`, or `.grad` of the masters on the host (offload)."""
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
@@ -477,7 +477,8 @@ class _Sharded(_Layout):
     def take(self) -> list[Tensor]:
         o = self.optimizer
         if o.offload_optimizer:
-            deepspeed.accelerator.get_accelerator().synchronize()  # gradients arrive by async copies
+            # gradients reach the host by asynchronous copies
+            deepspeed.accelerator.get_accelerator().synchronize()
             return [m.grad.detach().clone() for m in o.fp32_partitioned_groups_flat]
         buffer = o.grad_partitions_flat_buffer.detach().to(torch.float32, copy=True)
         return list(buffer.split(o.fp16_partitioned_groups_flat_numel))

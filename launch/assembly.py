@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
     frozen = _frozen(config, source, benchmark, model, dtype) if needed == "frozen" else None
     tuning: Tuning = build(config.tuning)
     model.module = tuning.apply(model.module)
-    model.module.to(distributed.device())
+    model.move(distributed.device())
     optimizer = build(config.optimizer)
     engine: Engine = build(
         config.zero, model=model, optimizer=optimizer.build, precision=config.precision
@@ -96,13 +96,12 @@ def load_model(
 @contextmanager
 def loading(config: DictConfig) -> Iterator[None]:
     """Under ZeRO-3, weights are partitioned as they are read."""
-    if config.zero.get("stage") == "3" and config.model.name != "tiny":
-        from framework.zero import ZeroEngine, partitioned_loading
+    if config.zero.get("stage") != "3":
+        yield
+        return
+    from framework.zero import ZeroEngine, partitioned_loading  # DeepSpeed takes seconds to import
 
-        stage = partitioned_loading(ZeroEngine.Config(stage="3"), config.precision)
-    else:
-        stage = nullcontext()
-    with stage:
+    with partitioned_loading(ZeroEngine.Config(stage="3"), config.precision):
         yield
 
 
@@ -120,7 +119,8 @@ def _frozen(
         twin = load_model(config, source, benchmark, dtype=dtype)
     else:
         twin = source.wrap(copy.deepcopy(model.module), model.tokenizer)
-    twin.module.requires_grad_(False).to(distributed.device())
+    twin.module.requires_grad_(False)
+    twin.move(distributed.device())
     return twin
 
 

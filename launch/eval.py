@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigError("launch.eval measures a model that exists; type model.path=<folder>")
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model = source.load(path, dtype=dtype, revision=config.model.revision)
-    model.module.to(distributed.device())
+    model.move(distributed.device())
     references = references_of(config)
     measured = benchmark.measure(model, references.get("gold"))
     name = config.label or _label(config)

@@ -101,5 +101,3 @@ def _compare_with_gold(folder: Path) -> None:
         if "forget_quality" in content["metrics"]:
             content["metrics"]["forget_quality"] = forget_quality(content["rows"], gold)
             (folder / role / EVALUATION).write_text(json.dumps(content), encoding="utf-8")
-
-

@@ -154,7 +154,7 @@ def steps_of(config: DictConfig, steps_per_epoch: int) -> int:
     if config.max_steps is not None and config.max_steps < 1:
         raise ConfigError(f"max_steps must be at least 1 or null, got {config.max_steps}")
     steps = math.ceil(config.epochs * steps_per_epoch)
-    return steps if config.max_steps is None else min(steps, config.max_steps)
+    return min(steps, int(config.max_steps or steps))
 
 
 def help_text(entry: str, schema: type, about: str) -> str:
@@ -173,7 +173,9 @@ def help_text(entry: str, schema: type, about: str) -> str:
     lines += [
         "",
         "options",
-        *_columns("--config FILE", "start from a resolved config, such as runs/x/config.yaml", width),
+        *_columns(
+            "--config FILE", "start from a resolved config, such as runs/x/config.yaml", width
+        ),
         *_columns("--dry-run", "say what would be done and needed; load nothing large", width),
     ]
     return "\n".join(lines)

@@ -1,9 +1,9 @@
 """Unlearn, or fine-tune: one run, from its settings to a model, its numbers and its folder.
 
-    python -m launch.train trainer=npo benchmark=mini
-    python -m launch.train trainer=npo weighting=blur perturbation=sam optimizer.learning_rate=1e-4
-    torchrun --nproc_per_node 2 -m launch.train trainer=npo zero=2 benchmark=lume benchmark.path=DIR
-    python -m launch.train --config runs/x/config.yaml resume=auto
+python -m launch.train trainer=npo benchmark=mini
+python -m launch.train trainer=npo weighting=blur perturbation=sam optimizer.learning_rate=1e-4
+torchrun --nproc_per_node 2 -m launch.train trainer=npo zero=2 benchmark=lume benchmark.path=DIR
+python -m launch.train --config runs/x/config.yaml resume=auto
 """
 
 from __future__ import annotations
@@ -125,9 +125,7 @@ def connect(config: DictConfig) -> None:
         )
 
 
-def resume(
-    config: DictConfig, checkpoints: Checkpoints, parts: Assembly, tracker: Tracker
-) -> None:
+def resume(config: DictConfig, checkpoints: Checkpoints, parts: Assembly, tracker: Tracker) -> None:
     """Take up the newest complete checkpoint; without one the run begins at its beginning."""
     found = checkpoints.newest() if config.resume == "auto" else None
     if found is not None:

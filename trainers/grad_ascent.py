@@ -1,4 +1,4 @@
-"""Gradient ascent and gradient difference (Liu et al., 2022, arXiv:2203.12817; TOFU, 2401.06121)."""
+"""Gradient ascent, gradient difference (Liu et al., arXiv:2203.12817; TOFU, arXiv:2401.06121)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from framework import Rows, UnlearningTrainer
 class GradAscent(UnlearningTrainer):
     """Make the forget answers less likely, and nothing else. Collapses unless stopped early."""
 
-    objectives = ("forget",)
+    objectives: tuple[str, ...] = ("forget",)
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over tokens of log p: minus the negative log-likelihood; unbounded below."""

@@ -37,6 +37,7 @@ class SAM(Perturbation):
     ) -> Vector:
         """See `Perturbation.gradient`."""
         direction = gradient()
-        delta = direction.scale_(self.config.rho / direction.norm().clamp_min(1e-300))
+        # 1e-30 is below every norm that fp32 can measure, and its inverse still fits into fp32
+        delta = direction.scale_(self.config.rho / direction.norm().clamp_min(1e-30))
         with shifted(delta):
             return gradient()

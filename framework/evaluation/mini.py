@@ -18,7 +18,7 @@ answer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..data import Example
@@ -41,16 +41,6 @@ from .lume import task_scores
 from .mini_text import Sizes, generate
 
 LUME_TASKS = ("biography", "story")
-
-
-@dataclass
-class Recipe:
-    """How a target and a gold model are fine-tuned on the benchmark's texts."""
-
-    learning_rate: float = 5e-3
-    """The highest of a cosine schedule."""
-    epochs: int = 30
-    batch_size: int = 32
 
 
 class Mini(Benchmark):
@@ -98,8 +88,6 @@ class Mini(Benchmark):
         """How many of the retain rows are measured, evenly spaced."""
         max_new_tokens: int = 80
         """Tokens of an answer at most."""
-        target: Recipe = field(default_factory=Recipe)
-        """What makes a two-layer model know every row by heart."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
