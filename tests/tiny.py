@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from framework import LanguageModel, LocalEngine, Row, UnlearningTrainer
 from framework.data import Rows, StepTotals, partition
@@ -27,6 +32,34 @@ from trainers.npo import NPO
 from trainers.sam import SAM
 
 VOCABULARY = 64
+
+
+class Point(PreTrainedModel):
+    """A model that is one vector of parameters: for losses that are worked out by hand."""
+
+    config_class = LlamaConfig
+
+    def __init__(self, *values: float) -> None:
+        super().__init__(LlamaConfig())
+        self.weight = nn.Parameter(torch.tensor(values))
+
+
+class Bowls(UnlearningTrainer):
+    """Forget 1/2 |w - a|^2, retain 1/2 |w - b|^2, whatever the rows."""
+
+    a: Sequence[float] = ()
+    b: Sequence[float] = ()
+
+    def forget_loss(self, rows: Rows) -> Tensor:
+        return self._bowl(rows, self.a)
+
+    def retain_loss(self, rows: Rows) -> Tensor:
+        return self._bowl(rows, self.b)
+
+    def _bowl(self, rows: Rows, centre: Sequence[float]) -> Tensor:
+        weight = self.model.module.weight
+        height = 0.5 * (weight - torch.tensor(centre, dtype=weight.dtype)).square().sum()
+        return rows.row_mean(height.expand(len(rows)))
 
 
 class FirstBlock(UnlearningTrainer):
@@ -114,6 +147,22 @@ def language_model(*, tuning: str = "full", **settings: object) -> LanguageModel
     )
 
 
+def point_engine(*values: float, optimizer: Optimizer, precision: str = "fp32") -> LocalEngine:
+    """A point under LocalEngine."""
+    model = LanguageModel(
+        Point(*values),  # type: ignore[arg-type]
+        tokenizer(),
+        prompt_format=PromptFormat(),
+        max_length=64,
+    )
+    return LocalEngine(
+        LocalEngine.Config(),
+        model=model,
+        optimizer=optimizer.build,
+        precision=precision,  # type: ignore[arg-type]
+    )
+
+
 def rows(n: int, *, name: str, seed: int = 0) -> list[Row]:
     """`n` rows of 4 to 24 random tokens; the first third is prompt."""
     draw = random.Random(f"{name}:{seed}")
@@ -124,6 +173,11 @@ def rows(n: int, *, name: str, seed: int = 0) -> list[Row]:
         prompt = 1 + length // 3
         made.append(Row(f"{name}{i}", ids, (0.0,) * prompt + (1.0,) * (length - prompt)))
     return made
+
+
+def packed(rows: Sequence[Row]) -> Rows:
+    """One micro-batch that is a whole step."""
+    return Rows.pack(rows)
 
 
 def step_rows(steps: int, n: int = 5) -> list[dict[str, list[Row]]]:
@@ -160,7 +214,31 @@ def trainer(
 ) -> UnlearningTrainer:
     """A trainer of `method` on `engine`, its reference built from `reference_model`."""
     kind, defaults = METHODS[method]
-    config = kind.Config(**{"compare_every": compare_every, **defaults, **settings})  # type: ignore[arg-type]
+    return assemble(
+        kind,
+        kind.Config(**{"compare_every": compare_every, **defaults, **settings}),  # type: ignore[arg-type]
+        engine,
+        reference_model,
+        plan,
+        weighting=weighting,
+        perturbation=perturbation,
+        optimizer=optimizer,
+    )
+
+
+def assemble(
+    kind: type[UnlearningTrainer],
+    config: UnlearningTrainer.Config,
+    engine: Engine,
+    reference_model: LanguageModel,
+    plan: Sequence[Mapping[str, Sequence[Row]]],
+    *,
+    weighting: Weighting | None = None,
+    perturbation: Perturbation | None = None,
+    optimizer: Optimizer,
+    seed: int = 0,
+) -> UnlearningTrainer:
+    """A trainer with the reference that its losses need, of `plan`'s rows."""
     needed = reference_needed(kind, config)
     reference = None
     if needed == "frozen":
@@ -175,6 +253,7 @@ def trainer(
         reference=reference,
         weighting=weighting,
         perturbation=perturbation,
+        seed=seed,
     )
 
 

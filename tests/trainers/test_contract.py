@@ -1,0 +1,364 @@
+"""What every method promises, alone and with every part: one table, found in configs/.
+
+A new method, weighting or perturbation is tested by the file it has in configs/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from framework import ConfigError, UnlearningTrainer, compose
+from framework.config import choices, part_of
+from framework.data import Row, Rows, StepTotals
+from launch.settings import RunSettings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+METHODS = choices(CONFIGS, "trainer")
+WEIGHTINGS = choices(CONFIGS, "weighting")
+PERTURBATIONS = choices(CONFIGS, "perturbation")
+
+Composition = tuple[str, str, str]
+Weights = Mapping[str, torch.Tensor]
+Batches = Mapping[str, Sequence[Rows]]
+
+# The compositions that make no sense, which must be refused: a weighting or a perturbation needs
+# the objectives that it weighs or perturbs.
+ONE_OBJECTIVE = {"finetune": "retain", "grad_ascent": "forget"}
+
+
+def sensible(composition: Composition) -> bool:
+    method, weighting, perturbation = composition
+    only = ONE_OBJECTIVE.get(method)
+    return not only or (weighting == "none" and (perturbation == "none" or only == "forget"))
+
+
+ALL: list[Composition] = [(m, w, p) for m in METHODS for w in WEIGHTINGS for p in PERTURBATIONS]
+SENSIBLE = [composition for composition in ALL if sensible(composition)]
+every_composition = pytest.mark.parametrize("composition", SENSIBLE, ids="-".join)
+
+
+def settings(composition: Composition, *overrides: str) -> Any:
+    """The composition's resolved config."""
+    method, weighting, perturbation = composition
+    groups = [f"trainer={method}", f"weighting={weighting}", f"perturbation={perturbation}"]
+    return compose("train", [*groups, *overrides], configs=CONFIGS, schema=RunSettings)
+
+
+def build(
+    composition: Composition,
+    plan: Sequence[Mapping[str, Sequence[Row]]],
+    *overrides: str,
+    rate: float = 0.1,
+    optimizer: str = "sgd",
+) -> UnlearningTrainer:
+    """The composition as its configs describe it, on the tiny model."""
+    config = settings(composition, *overrides)
+    kind, trainer_settings = part_of(config.trainer)
+    parts = {}
+    for group in ("weighting", "perturbation"):
+        part, part_settings = part_of(config[group])
+        parts[group] = None if part is None else part(part_settings)
+    chosen = tiny.optimizer(optimizer, clip=None, learning_rate=rate)
+    return tiny.assemble(
+        kind,
+        trainer_settings,
+        tiny.local_engine(chosen),
+        tiny.language_model(),
+        plan,
+        optimizer=chosen,
+        **parts,
+    )
+
+
+def trained(
+    composition: Composition,
+    plan: Sequence[Mapping[str, Sequence[Row]]],
+    cut: Callable[[Sequence[Row]], list[Rows]],
+    *overrides: str,
+) -> Weights:
+    """The weights after one step on each of the plan's, whose rows `cut` cuts up."""
+    trainer = build(composition, plan, *overrides)
+    before = trainer.engine.master_weights()
+    for step in plan:
+        batches = {name: cut(step[name]) for name in trainer.objectives}
+        trainer.step(batches, learning_rate=trainer.optimizer.peak)
+    after = trainer.engine.master_weights()
+    assert apart(before, after) > 1e-4, "the steps moved nothing"
+    return after
+
+
+def apart(a: Weights, b: Weights) -> float:
+    """The largest difference between two models' weights."""
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def pieces(size: int) -> Callable[[Sequence[Row]], list[Rows]]:
+    """Micro-batches of `size` rows."""
+
+    def cut(rows: Sequence[Row]) -> list[Rows]:
+        totals = StepTotals.of(rows)
+        return [
+            Rows.pack(rows[start : start + size], totals=totals)
+            for start in range(0, len(rows), size)
+        ]
+
+    return cut
+
+
+# ---- every method, with every part ---------------------------------------------------------------
+
+
+@every_composition
+def test_it_is_built_from_its_configs_alone(composition):
+    config = settings(composition)
+    trainer = build(composition, tiny.step_rows(1))
+    assert config.trainer["class"].startswith("trainers.")
+    assert type(trainer).__module__.startswith("trainers.")
+    assert (trainer.perturbation is None) == (composition[2] == "none")
+
+
+@every_composition
+def test_its_losses_fall(composition):
+    plan = tiny.step_rows(1, n=8) * 6
+    trainer = build(composition, plan, rate=0.02)
+    lines = []
+    for step in plan:
+        tiny.train(trainer, [step], tokens=1000)
+        lines.append(trainer.metrics())
+    first, last = lines[0], lines[-1]
+    names = trainer.objectives
+    if trainer.weighting.needs_gram:  # a step is in favour of the forget loss; how else, see below
+        assert last["train/forget/loss"] < first["train/forget/loss"] - 1e-3
+    else:
+        fixed = {name: first[f"train/{name}/weight"] for name in names}
+        assert fixed == {name: last[f"train/{name}/weight"] for name in names}
+        totals = [sum(fixed[n] * line[f"train/{n}/loss"] for n in names) for line in (first, last)]
+        assert totals[1] < totals[0] - 1e-3
+
+
+@every_composition
+def test_one_micro_batch_of_eight_rows_is_four_of_two(composition):
+    plan = tiny.step_rows(3, n=8)
+    assert apart(trained(composition, plan, pieces(8)), trained(composition, plan, pieces(2))) <= 1e-6
+
+
+@every_composition
+def test_the_order_of_rows_in_a_micro_batch_does_not_matter(composition):
+    plan = tiny.step_rows(3, n=8)
+    shuffled = [
+        {name: [rows[i] for i in (5, 2, 7, 0, 3, 6, 1, 4)] for name, rows in step.items()}
+        for step in plan
+    ]
+    forwards = trained(composition, plan, pieces(8))
+    assert apart(forwards, trained(composition, shuffled, pieces(8))) <= 1e-6
+
+
+@every_composition
+def test_the_number_of_ranks_does_not_matter(composition):
+    plan = tiny.step_rows(3)  # five rows: three ranks hold one or two each
+    runs = []
+    for ranks in (1, 2, 3):
+        trainer = build(composition, plan)
+        tiny.train(trainer, plan, tokens=40, as_ranks=ranks)
+        runs.append(trainer.engine.master_weights())
+    assert apart(runs[0], runs[1]) <= 1e-6
+    assert apart(runs[0], runs[2]) <= 1e-6
+
+
+@every_composition
+def test_ranks_without_rows_change_nothing(composition):
+    plan = tiny.step_rows(2, n=2)
+    runs = []
+    for ranks in (1, 5):
+        trainer = build(composition, plan)
+        tiny.train(trainer, plan, tokens=1000, as_ranks=ranks)
+        runs.append(trainer.engine.master_weights())
+    assert apart(*runs) <= 1e-6
+
+
+@every_composition
+def test_four_steps_are_two_steps_a_checkpoint_and_two_steps(composition, tmp_path):
+    plan = tiny.step_rows(4)
+    whole = build(composition, plan, optimizer="adamw", rate=1e-3)
+    tiny.train(whole, plan, tokens=40)
+    begun = build(composition, plan, optimizer="adamw", rate=1e-3)
+    tiny.train(begun, plan[:2], tokens=40)
+    begun.engine.save(tmp_path)
+    resumed = build(composition, plan, optimizer="adamw", rate=1e-3)
+    resumed.engine.load(tmp_path)
+    resumed.load_state_dict(begun.state_dict())
+    tiny.train(resumed, plan[2:], tokens=40)
+    assert apart(whole.engine.master_weights(), resumed.engine.master_weights()) == 0
+    mine, theirs = whole.metrics(), resumed.metrics()
+    assert {n: v for n, v in mine.items() if "memory" not in n} == {
+        n: v for n, v in theirs.items() if "memory" not in n
+    }
+
+
+@pytest.mark.parametrize(
+    "composition", [c for c in SENSIBLE if c[2] == "none" and c[0] != "finetune"], ids="-".join
+)
+def test_sam_of_radius_zero_is_no_perturbation_bit_for_bit(composition):
+    plan = tiny.step_rows(3)
+    apart_each_step = "trainer.compare_every=1"  # then both add up one objective's gradient at a time
+    plain = trained(composition, plan, pieces(2), apart_each_step)
+    still = trained((*composition[:2], "sam"), plan, pieces(2), apart_each_step, "perturbation.rho=0")
+    assert apart(plain, still) == 0
+
+
+@every_composition
+def test_comparing_the_gradients_changes_the_update_by_rounding_only(composition):
+    plan = tiny.step_rows(3)
+    never, always = (
+        trained(composition, plan, pieces(2), f"trainer.compare_every={every}") for every in (0, 1)
+    )
+    assert apart(never, always) <= 1e-6
+
+
+@every_composition
+def test_every_number_on_record_is_of_the_whole_step(composition):
+    plan = tiny.step_rows(1, n=8)
+    whole, cut = build(composition, plan), build(composition, plan)
+    for trainer, size in ((whole, 8), (cut, 3)):
+        batches = {name: pieces(size)(plan[0][name]) for name in trainer.objectives}
+        trainer.step(batches, learning_rate=0.1)
+    right, found = whole.metrics(), cut.metrics()
+    assert right.keys() == found.keys()
+    for name in right.keys() - {"train/peak_memory_gib"}:
+        assert found[name] == pytest.approx(right[name], rel=2e-6, abs=2e-6), name
+
+
+@pytest.mark.parametrize(
+    "composition", [c for c in ALL if not sensible(c)], ids="-".join
+)
+def test_what_does_not_go_together_is_refused_in_one_line(composition):
+    with pytest.raises(ConfigError, match=r"set (weighting|perturbation)=none") as refused:
+        build(composition, tiny.step_rows(1))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ONE_OBJECTIVE])
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+def test_under_blur_the_forget_loss_falls_at_the_rate_gamma(method, gamma):
+    # f(w - eta u) - f(w) = -eta <u, g_f> + O(eta^2), <u, g_f> = gamma |g_f|^2: the first order is
+    # half the difference of the steps +eta and -eta, up to O(eta^3)
+    plan = tiny.step_rows(1, n=8)
+    changes = []
+    for eta in (1e-3, -1e-3):
+        trainer = build((method, "blur", "none"), plan, f"weighting.gamma={gamma}")
+        batches = {name: pieces(8)(plan[0][name]) for name in trainer.objectives}
+        trainer.step(batches, learning_rate=eta)
+        before = trainer.metrics()
+        after = trainer.forget_loss(batches["forget"][0]).item()
+        changes.append(after - before["train/forget/loss"])
+    slope = (changes[0] - changes[1]) / 2e-3
+    assert slope == pytest.approx(-gamma * before["train/forget/gradient_norm"] ** 2, rel=0.02)
+
+
+# ---- packed rows against padded rows, written out with transformers alone ------------------------
+
+BETA = 0.1
+
+
+def padded(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(ids, attention mask, weights of targets) of rows padded on the right, [B, longest]."""
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask, weights = torch.zeros_like(ids), torch.zeros(len(rows), longest)
+    for b, row in enumerate(rows):
+        ids[b, : len(row)] = torch.tensor(row.input_ids)
+        mask[b, : len(row)] = 1
+        weights[b, : len(row)] = torch.tensor(row.weights)
+    return ids, mask, weights
+
+
+def padded_log_probs(module: torch.nn.Module, rows: Sequence[Row]) -> tuple[torch.Tensor, ...]:
+    """([B, T - 1] log-probability of each next token, [B, T - 1, V] of all, [B, T - 1] weights)."""
+    ids, mask, weights = padded(rows)
+    table = module(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
+    return table.gather(-1, ids[:, 1:, None])[..., 0], table, weights[:, 1:]
+
+
+def nll(module: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+    taken, _, weights = padded_log_probs(module, rows)
+    return -(taken * weights).sum() / weights.sum()
+
+
+def kl(module: torch.nn.Module, reference: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+    _, table, weights = padded_log_probs(module, rows)
+    with torch.no_grad():
+        _, before, _ = padded_log_probs(reference, rows)
+    return ((before.exp() * (before - table)).sum(-1) * weights).sum() / weights.sum()
+
+
+def npo(module: torch.nn.Module, reference: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+    taken, _, weights = padded_log_probs(module, rows)
+    with torch.no_grad():
+        before, _, _ = padded_log_probs(reference, rows)
+    log_ratio = ((taken - before) * weights).sum(-1)
+    return (2 / BETA * (1 + (BETA * log_ratio).exp()).log()).mean()
+
+
+WRITTEN_OUT: dict[str, Callable[..., dict[str, torch.Tensor]]] = {
+    "finetune": lambda m, _, forget, retain: {"retain": nll(m, retain)},
+    "grad_ascent": lambda m, _, forget, retain: {"forget": -nll(m, forget)},
+    "grad_diff": lambda m, _, forget, retain: {"forget": -nll(m, forget), "retain": nll(m, retain)},
+    "npo": lambda m, r, forget, retain: {"forget": npo(m, r, forget), "retain": nll(m, retain)},
+    "npo_kl": lambda m, r, forget, retain: {"forget": npo(m, r, forget), "retain": kl(m, r, retain)},
+}
+
+
+@pytest.mark.parametrize("method", WRITTEN_OUT)
+@pytest.mark.parametrize("size", [8, 3])
+def test_packed_rows_give_the_losses_and_the_gradient_of_padded_rows(method, size):
+    (step,) = plan = tiny.step_rows(1, n=8)
+    optimizer = tiny.optimizer("sgd", clip=None)
+    trainer = tiny.trainer(
+        tiny.local_engine(optimizer, seed=1),  # so that it is far from its reference
+        tiny.language_model(seed=0),
+        plan,
+        method=method,
+        optimizer=optimizer,
+    )
+    plain, reference = tiny.module(seed=1), tiny.module(seed=0)
+    right = WRITTEN_OUT[method](plain, reference, step["forget"], step["retain"])
+    assert right.keys() == set(trainer.objectives)
+    for name in trainer.objectives:
+        loss_of = {"forget": trainer.forget_loss, "retain": trainer.retain_loss}[name]
+        batches = pieces(size)(step[name])
+        found = sum(loss_of(batch).item() for batch in batches)
+        assert found == pytest.approx(right[name].item(), rel=2e-6)
+        gradient = trainer.engine.gradient([lambda b=b, f=loss_of: f(b) for b in batches])
+        plain.zero_grad()
+        right[name].backward()
+        flat = [p.grad.reshape(-1) for p in plain.parameters()]
+        size_of_gradient = float(gradient.norm())
+        differences = zip(gradient.shards, flat, strict=True)
+        assert max(float((g - p).abs().max()) for g, p in differences) <= 2e-6 * size_of_gradient
+
+
+# ---- the files in configs/ -----------------------------------------------------------------------
+
+GROUPS = ("trainer", "weighting", "perturbation", "selection", "optimizer", "tuning", "zero")
+FILES = [(group, choice) for group in GROUPS for choice in choices(CONFIGS, group)]
+
+
+@pytest.mark.parametrize(("group", "choice"), FILES, ids=[f"{g}={c}" for g, c in FILES])
+def test_a_config_begins_with_what_it_is_and_how_to_run_it(group, choice):
+    lines = (CONFIGS / group / f"{choice}.yaml").read_text().splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    assert lines[: len(comments)] == comments  # all on top
+    assert "-m launch.train" in "\n".join(comments)
+    assert all(len(line) <= 100 for line in lines)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_cites_where_it_was_published(method):
+    if method != "finetune":
+        assert "arXiv:" in (CONFIGS / "trainer" / f"{method}.yaml").read_text()
