@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
-from framework.config import Setting, build, choices, compose, describe, load, save
+from framework.config import Setting, build, choices, compose, describe, load, part_of, save
 from framework.errors import ConfigError, LetheError
 
 HERE = "a_laboratory"
@@ -309,6 +309,12 @@ def test_nested_settings_are_built_as_their_dataclasses(configs):
 
 def test_an_absent_part_builds_nothing(configs):
     assert build(run(configs).perturbation, model="llama") is None
+
+
+def test_the_class_and_its_config_can_be_had_without_building(configs):
+    config = run(configs, "trainer=npo")
+    assert part_of(config.trainer) == (Npo, Npo.Config(beta=0.01))
+    assert part_of(config.perturbation) == (None, None)
 
 
 def test_a_section_may_be_a_plain_dict():
