@@ -109,7 +109,7 @@ def show(
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _commit() -> str | None:

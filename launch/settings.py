@@ -98,11 +98,20 @@ def _filled(config: DictConfig) -> list[str]:
     if config.get("precision") == "auto":
         filled.append(f"precision={'bf16' if torch.cuda.is_available() else 'fp32'}")
     if "optimizer" in config and config.optimizer.get("learning_rate", 0.0) is None:
-        tiny = config.model.name.startswith("tiny")
-        filled.append(f"optimizer.learning_rate={3e-4 if tiny else 1e-5}")
+        filled.append(f"optimizer.learning_rate={3e-4 if is_tiny(config) else 1e-5}")
     if "output" in config and config.output is None and "trainer" in config:
         filled.append(f"output=runs/{run_name(config)}")
     return filled
+
+
+def is_tiny(config: DictConfig) -> bool:
+    """Whether the model is made offline rather than given."""
+    return bool(config.model["class"] == "framework.loading.Tiny")
+
+
+def needs_target(config: DictConfig) -> bool:
+    """Whether the run starts from a target model that must be made first."""
+    return is_tiny(config) and config.finetune_on == "retain"
 
 
 def as_overrides(group: str, section: Mapping[str, Any] | DictConfig) -> list[str]:
@@ -154,7 +163,7 @@ def steps_of(config: DictConfig, steps_per_epoch: int) -> int:
     if config.max_steps is not None and config.max_steps < 1:
         raise ConfigError(f"max_steps must be at least 1 or null, got {config.max_steps}")
     steps = math.ceil(config.epochs * steps_per_epoch)
-    return min(steps, int(config.max_steps or steps))
+    return min(steps, steps if config.max_steps is None else int(config.max_steps))
 
 
 def help_text(entry: str, schema: type, about: str) -> str:

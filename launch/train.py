@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 
 from framework import Tracker, build, distributed
 from framework.checkpoint import Checkpoints
 from framework.config import load, part_of, plain, save
-from framework.errors import ConfigError, RunExistsError
+from framework.errors import CheckpointError, ConfigError, RunExistsError
 from framework.evaluation.benchmark import Benchmark, Evaluation
 from framework.loop import Loop, train
 from framework.terminal import say
@@ -26,7 +27,7 @@ from .dry_run import dry_run
 from .entry import run_entry
 from .outcome import evaluation_of, record_run, references_of, show, write_evaluation
 from .prepare import prepare, prepared
-from .settings import RunSettings, check_same, label, parse, run_name, steps_of
+from .settings import RunSettings, check_same, label, needs_target, parse, run_name, steps_of
 
 
 def main(arguments: list[str]) -> None:
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> None:
     folder = Path(config.output)
     check_output(config, folder)
     connect(config)
-    if config.model.name.startswith("tiny") and config.finetune_on == "retain":
+    if needs_target(config):
         if distributed.is_main():
             prepare(config, benchmark)
         distributed.barrier()
@@ -108,7 +109,8 @@ def check_output(config: DictConfig, folder: Path) -> None:
         return
     if config.resume == "never":
         raise RunExistsError(
-            f"{folder} already holds a run; choose another output=..., or go on with it: resume=auto"
+            f"{folder} already holds a run; choose another output=..., or go on with it: "
+            "resume=auto"
         )
     check_same(config, load(folder / "config.yaml"))
 
@@ -139,14 +141,20 @@ def save_model(parts: Assembly, folder: Path) -> None:
     weights = parts.engine.state_dict()
     if distributed.is_main():
         module, exported = parts.tuning.export(parts.model.module, weights)
-        parts.model.save(folder / "model", exported, module=module)
+        try:
+            parts.model.save(folder / "model", exported, module=module)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the model could not be written to {folder / 'model'} ({error}); the run's "
+                "checkpoints are untouched; free some space and start again with resume=auto"
+            ) from error
     distributed.barrier()
 
 
 def reference_evaluations(config: DictConfig, benchmark: Benchmark) -> dict[str, Evaluation]:
     """What the target and gold models measured, where they are known."""
     known: dict[str, Evaluation] = {}
-    if config.model.name.startswith("tiny") and config.finetune_on == "retain":
+    if needs_target(config):
         for role, made in prepared(config, benchmark).items():
             known[role] = evaluation_of(made)
     return known | references_of(config)

@@ -1,0 +1,271 @@
+"""Interrupts runs under ZeRO, takes them up in new objects and compares with runs that went on.
+
+    torchrun --nproc_per_node 2 resume_worker.py CASES.json RESULTS.json
+
+A case is a dict (see `Case`). Two further results are of failures that one process alone meets:
+`full disk` and `other world size`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tiny
+import torch
+
+from framework import Tracker, distributed
+from framework.checkpoint import Checkpoints
+from framework.engine import Engine
+from framework.errors import CheckpointError, WorldSizeError
+from framework.loop import Loop, train
+from framework.optimizers import AdamW
+from framework.parts import Weighting
+from framework.sampler import ForgetRetainSampler
+from framework.tracking import METRICS_FILE, read_metrics
+from framework.trainer import UnlearningTrainer
+from framework.zero import ZeroEngine
+
+STEPS, HALF = 10, 5
+TOKENS = 40  # of a micro-batch: several a step
+FORGET, RETAIN = tiny.rows(12, name="f"), tiny.rows(17, name="r")
+MEASURED = {"train/tokens_per_second", "train/peak_memory_gib"}  # of the machine, not of the run
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of ten steps; stage `none` is plain torch."""
+
+    stage: str
+    precision: str = "fp32"
+    offload: str = "none"
+    tuning: str = "full"
+    tied: bool = False
+
+    @property
+    def name(self) -> str:
+        """What differs from the defaults, for test ids."""
+        chosen = asdict(self)
+        words = [f"zero-{self.stage}"]
+        for field in fields(self)[1:]:
+            value = chosen[field.name]
+            if value != field.default:
+                words.append(value if isinstance(value, str) else field.name)
+        return "-".join(words)
+
+
+class Run(NamedTuple):
+    """What a run is made of."""
+
+    engine: Engine
+    trainer: UnlearningTrainer
+    checkpoints: Checkpoints
+    folder: Path
+
+
+class Done(NamedTuple):
+    """What a run leaves."""
+
+    weights: dict[str, torch.Tensor]
+    forward: dict[str, torch.Tensor]
+    metrics: list[dict[str, Any]]
+    randomness: list[Any]
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """What ends a run in the middle."""
+
+
+def start(case: Case, folder: Path, *, seed: int = 0, weighting: Weighting | None = None) -> Run:
+    """Everything new: NPO x BLUR x SAM under AdamW, dropout on, warm-up and decay."""
+    settings = {"tuning": case.tuning, "tied": case.tied, "attention_dropout": 0.2}
+    model = tiny.language_model(**settings, seed=seed)
+    optimizer = AdamW(
+        AdamW.Config(learning_rate=3e-3, warmup=0.3, schedule="cosine", weight_decay=0.1)
+    )
+    engine: Engine
+    if case.stage == "none":
+        engine = tiny.LocalEngine(
+            tiny.LocalEngine.Config(),
+            model=model,
+            optimizer=optimizer.build,
+            precision=case.precision,  # type: ignore[arg-type]
+        )
+    else:
+        engine = ZeroEngine(
+            ZeroEngine.Config(stage=case.stage, offload=case.offload, bucket=20_000),  # type: ignore[arg-type]
+            model=model,
+            optimizer=optimizer.build,
+            precision=case.precision,  # type: ignore[arg-type]
+        )
+    trainer = tiny.trainer(
+        engine,
+        tiny.language_model(**settings),  # before unlearning, whatever `seed` says
+        [{"forget": FORGET}],
+        method="npo",
+        weighting=tiny.WEIGHTINGS["blur"]() if weighting is None else weighting,
+        perturbation=tiny.PERTURBATIONS["sam"](),
+        optimizer=optimizer,
+    )
+    return Run(engine, trainer, Checkpoints(folder / "checkpoints"), folder)
+
+
+def go_on(run: Run, *, save_every: int = 0, until: int | None = None) -> Done:
+    """From where the run is to its end, or to an interruption after step `until`."""
+
+    def evaluate(step: int) -> None:
+        if step == until:
+            raise Interrupted
+
+    tracker = Tracker(None, run.folder, run_config={}, name="", job_type="")
+    tracker.rewind(run.trainer.steps_done)
+    run.trainer.model.tokens_per_micro_batch = TOKENS
+    try:
+        train(
+            run.engine,
+            run.trainer,
+            ForgetRetainSampler(FORGET, RETAIN, batch_size=5, seed=3),
+            Loop(steps=STEPS, save_every=save_every, evaluate_every=1),
+            tracker=tracker,
+            checkpoints=run.checkpoints,
+            evaluate=evaluate,
+        )
+    except Interrupted:
+        pass
+    tracker.finish()
+    metrics, _ = read_metrics(run.folder / METRICS_FILE)
+    kept = [{k: v for k, v in m.items() if k not in {"time", *MEASURED}} for m in metrics]
+    return Done(
+        run.engine.master_weights(),
+        run.engine.state_dict(),
+        kept,
+        [random.random(), float(np.random.random()), float(torch.rand(()))],  # noqa: NPY002
+    )
+
+
+def measure(
+    case: Case, folder: Path, *, weighting: Callable[[], Weighting | None] = lambda: None
+) -> dict[str, Any]:
+    """Whether 10 steps are 5 + a checkpoint + 5 in new objects, bit for bit."""
+    shake(distributed.rank())
+    whole = start(case, folder / "whole", weighting=weighting())
+    right = go_on(whole)
+    whole.engine.close()
+    shake(distributed.rank())
+    first = start(case, folder / "halves", weighting=weighting())
+    half = go_on(first, save_every=HALF, until=HALF)
+    first.engine.close()
+    shake(77)
+    second = start(case, folder / "halves", seed=1, weighting=weighting())  # other fresh weights
+    newest = second.checkpoints.newest()
+    assert newest is not None
+    second.checkpoints.restore(newest, second.engine, second.trainer)
+    restored = second.engine.master_weights(), second.engine.state_dict()
+    steps = second.trainer.steps_done
+    found = go_on(second)
+    second.engine.close()
+    assert not same(half.weights, right.weights), "the second half moved nothing"
+    return {
+        "steps": steps,
+        "restored": same(restored[0], half.weights) and same(restored[1], half.forward),
+        "weights": same(found.weights, right.weights),
+        "forward": same(found.forward, right.forward),
+        "metrics": found.metrics == right.metrics,
+        "logged": [m["step"] for m in found.metrics],
+        "randomness": [half.randomness, found.randomness, right.randomness],
+    }
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether all is equal to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def shake(seed: int) -> None:
+    """Put the random states of this process where `seed` says."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global state is what is kept
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Inside, the kernel refuses to let a file grow beyond `size` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def full_disk(stage: str, rank: int, folder: Path) -> dict[str, Any]:
+    """What every rank sees when the disk of `rank` is full at the second checkpoint."""
+    run = start(Case(stage), folder)
+    kept = run.checkpoints.save(run.engine, run.trainer)
+    run.trainer.steps_done = 1
+    message = ""
+    try:
+        with files_of_at_most(10_000 if distributed.rank() == rank else 1 << 40):
+            run.checkpoints.save(run.engine, run.trainer)
+    except CheckpointError as error:
+        message = str(error)
+    distributed.barrier()
+    left = sorted(path.name for path in run.checkpoints.folder.iterdir())
+    newest = run.checkpoints.newest()
+    again = run.checkpoints.save(run.engine, run.trainer)
+    run.engine.close()
+    return {"message": message, "left": left, "newest": newest == kept, "again": again.name}
+
+
+def other_world_size(folder: Path) -> str:
+    """What every rank is told of a checkpoint that one process wrote."""
+    with distributed.alone():
+        alone = start(Case("none"), folder / f"rank{distributed.rank()}")
+        written = alone.checkpoints.save(alone.engine, alone.trainer)
+    try:
+        alone.checkpoints.restore(written, alone.engine, alone.trainer)
+    except WorldSizeError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    """Run all cases; rank 0 writes everybody's results after each one."""
+    cases = [Case(**case) for case in json.loads(Path(sys.argv[1]).read_text())]
+    file = Path(sys.argv[2])
+    results: dict[str, Any] = {}
+    gc.freeze()  # each new engine of DeepSpeed's collects garbage, among all that was imported
+    distributed.connect()
+
+    def record(name: str, result: Any) -> None:
+        results[name] = distributed.all_gather_objects(result)
+        if distributed.is_main():
+            file.write_text(json.dumps(results))
+
+    try:
+        for case in cases:
+            print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
+            record(case.name, measure(case, file.parent / case.name))
+        record("other world size", other_world_size(file.parent / "alone"))
+        for stage in "023":
+            for rank in (0, 1):
+                name = f"full disk of rank {rank}, zero-{stage}"
+                print(name, file=sys.stderr)  # noqa: T201
+                record(name, full_disk(stage, rank, file.parent / name))
+    finally:
+        distributed.disconnect()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
