@@ -26,8 +26,8 @@ def packed_attention(
     value: Tensor,
     _mask: Tensor | None,
     *,
-    row_lengths: tuple[int, ...],
-    boundaries: Tensor,
+    row_lengths: tuple[int, ...] | None = None,
+    boundaries: Tensor | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -37,8 +37,13 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention output [1, T, H, D] of query [1, H, T, D] and key, value [1, H_kv, T, D].
 
-    Raises ModelError for models whose attention has a soft cap or sinks.
+    Raises ModelError for models whose attention has a soft cap or sinks, or is not told the rows.
     """
+    if row_lengths is None or boundaries is None:
+        raise ModelError(
+            f"{type(module).__name__} is not told where packed rows end: its model passes no "
+            "arguments on to its attention; use another family (Llama, OLMo, Qwen, Mistral, Phi)"
+        )
     if softcap is not None or s_aux is not None:
         raise ModelError(
             f"{type(module).__name__} caps its attention scores or has attention sinks, which "

@@ -125,6 +125,27 @@ class LanguageModel:
             **options,
         )
 
+    def check_packing(self) -> None:
+        """Raise ModelError for a model that reads one packed row into the next.
+
+        Falcon, Bloom, MPT and all that carry a state from token to token (Mamba, Jamba, RWKV) go
+        around the attention that keeps rows apart, without a word. Every rank must call this.
+        """
+        others, own = ((1, 2, 3, 4, 5, 6, 7, 8), (8, 7, 6, 5, 4, 3, 2, 1)), (2, 4, 6, 8, 1, 3)
+        row = Row("own", own, (0.0,) + (1.0,) * (len(own) - 1))
+        with self.evaluating():
+            first, second = (
+                self.logits(Rows.pack([Row("other", ids, (0.0,) * 8), row], device=self.device))
+                for ids in others
+            )
+        difference, size = float((first - second).abs().max()), float(first.abs().max())
+        if not difference <= 0.05 * size:  # rounding stays far below, reading along far above
+            raise ModelError(
+                f"{type(self.module).__name__} does not keep packed rows apart: its attention, if "
+                "it has one, is not transformers' exchangeable one; use another model family "
+                "(Llama, OLMo, Qwen, Mistral, Phi, Gemma 3, GPT-2, GPT-NeoX)"
+            )
+
     # ---- what evaluation asks --------------------------------------------------------------------
 
     @contextmanager

@@ -56,6 +56,7 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
     engine: Engine = build(
         config.zero, model=model, optimizer=optimizer.build, precision=config.precision
     )
+    model.check_packing()
     reference: Reference | None = None
     if needed == "frozen":
         reference = FrozenReference(model if frozen is None else frozen)

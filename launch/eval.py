@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> None:
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model = source.load(path, dtype=dtype, revision=config.model.revision)
     model.move(distributed.device())
+    model.check_packing()
     references = references_of(config)
     measured = benchmark.measure(model, references.get("gold"))
     name = config.label or _label(config)
