@@ -162,8 +162,9 @@ def steps_of(config: DictConfig, steps_per_epoch: int) -> int:
         raise ConfigError(f"epochs must be > 0, got {config.epochs:g}")
     if config.max_steps is not None and config.max_steps < 1:
         raise ConfigError(f"max_steps must be at least 1 or null, got {config.max_steps}")
-    steps = math.ceil(config.epochs * steps_per_epoch)
-    return min(steps, steps if config.max_steps is None else int(config.max_steps))
+    steps: int = math.ceil(config.epochs * steps_per_epoch)
+    limit: int | None = config.max_steps
+    return steps if limit is None else min(steps, limit)
 
 
 def help_text(entry: str, schema: type, about: str) -> str:

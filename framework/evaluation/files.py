@@ -1,6 +1,6 @@
-"""Files: your own rows, from JSONL, parquet or the hub: what to forget, what to keep.
+r"""Files: your own rows, from JSONL, parquet or the hub: what to forget, what to keep.
 
-    python -m launch.train trainer=npo benchmark=files benchmark.forget=forget.jsonl \\
+    python -m launch.train trainer=npo benchmark=files benchmark.forget=forget.jsonl \
         benchmark.retain=retain.jsonl model=pretrained model.path=<model>
 
 Measured on forget and retain, and on holdout (rows that the model never saw) where it is given:
