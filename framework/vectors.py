@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .distributed import sum_over_ranks
 
-_CHUNK = (
-    1 << 22
-)  # inner products: fp32 within a chunk, fp64 between chunks; no fp64 copy of a shard
+_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 22}
+"""Elements of an inner product that are added up in fp32; chunks are added up in fp64, without an
+fp64 copy of a shard. A CPU adds one after another and would lose the fourth digit of a long chunk;
+a GPU adds in a tree."""
 
 
 class Vector:
@@ -92,7 +93,7 @@ def _local_dot(a: Vector, b: Vector) -> Tensor:
     parts = [
         torch.dot(x, y)
         for s, t in zip(a.shards, b.shards, strict=True)
-        for x, y in zip(s.split(_CHUNK), t.split(_CHUNK), strict=True)
+        for x, y in zip(s.split(_CHUNK[s.device.type]), t.split(_CHUNK[t.device.type]), strict=True)
         if x.numel()
     ]
     if not parts:

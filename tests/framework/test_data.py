@@ -1,0 +1,159 @@
+"""Rows: packing, the means that no cut changes, and how a step is cut."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from framework import Row, Rows
+from framework.data import StepTotals, idle, partition
+
+A = Row("a", (5, 6, 7, 8), (0.0, 0.0, 1.0, 1.0))
+B = Row("b", (9, 10, 11), (0.0, 1.0, 0.5))
+SILENT = Row("silent", (12, 13), (0.0, 0.0))
+
+
+def test_rows_are_laid_end_to_end():
+    rows = Rows.pack([A, B])
+    assert rows.ids == ("a", "b")
+    assert len(rows) == 2
+    assert rows.lengths == (4, 3)
+    assert rows.input_ids.tolist() == [5, 6, 7, 8, 9, 10, 11]
+    assert rows.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert rows.boundaries.tolist() == [0, 4, 7]
+    assert rows.boundaries.dtype == torch.int32
+
+
+def test_a_position_is_scored_where_its_next_token_counts():
+    rows = Rows.pack([A, B])
+    assert rows.scored.tolist() == [1, 2, 4, 5]
+    assert rows.targets.tolist() == [7, 8, 10, 11]
+    assert rows.weights.tolist() == [1, 1, 1, 0.5]
+    assert rows.row_of.tolist() == [0, 0, 1, 1]
+    assert all(rows.input_ids[p + 1] == t for p, t in zip(rows.scored, rows.targets, strict=True))
+
+
+def test_a_row_without_counted_tokens_keeps_a_graph_and_counts_nothing():
+    rows = Rows.pack([SILENT])
+    assert rows.scored.tolist() == [0]
+    assert rows.weights.tolist() == [0]
+    loss = torch.tensor([3.0], requires_grad=True)
+    assert rows.token_mean(loss).item() == 0
+    assert rows.row_mean(loss).item() == 0
+    rows.token_mean(loss).backward()
+    assert loss.grad.tolist() == [0]
+
+
+def test_means_and_sums_by_hand():
+    rows = Rows.pack([A, B, SILENT])
+    losses = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    assert rows.row_sum(losses).tolist() == [3, 8, 0]  # 1 + 2; 4 + 8/2; nothing
+    assert rows.token_mean(losses).item() == pytest.approx(11 / 3.5)
+    assert rows.row_mean(torch.tensor([3.0, 8.0, 100.0])).item() == pytest.approx(5.5)
+    assert rows.totals == StepTotals(rows=2, weight=3.5)
+
+
+def test_the_shares_of_micro_batches_add_up_to_the_mean_of_the_step():
+    step = [A, B, SILENT]
+    totals = StepTotals.of(step)
+    losses = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([4.0, 8.0]), "silent": torch.ones(1)}
+    shares = [Rows.pack([row], totals=totals).token_mean(losses[row.id]).item() for row in step]
+    assert sum(shares) == pytest.approx(11 / 3.5)
+    of_rows = [Rows.pack([row], totals=totals).row_mean(torch.tensor([6.0])).item() for row in step]
+    assert of_rows == [3, 3, 0]
+
+
+def test_losses_of_the_wrong_shape_are_our_own_mistake():
+    rows = Rows.pack([A, B])
+    with pytest.raises(AssertionError):
+        rows.token_mean(torch.ones(2))
+    with pytest.raises(AssertionError):
+        rows.row_mean(torch.ones(4))
+    with pytest.raises(AssertionError):
+        rows.row_sum(torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("ids", "weights"), [((1,), (0.0,)), ((1, 2), (0.0,)), ((1, 2), (1.0, 1.0))]
+)
+def test_a_row_that_could_not_be_scored_is_our_own_mistake(ids, weights):
+    with pytest.raises(AssertionError, match="bad"):
+        Row("bad", ids, weights)
+
+
+def test_an_idle_row_is_read_but_not_counted():
+    assert idle(A) == Row("a", A.input_ids, (0.0,) * 4)
+
+
+# ---- partition -----------------------------------------------------------------------------------
+
+lengths = st.lists(st.integers(2, 60), min_size=1, max_size=40)
+budgets = st.integers(1, 200)
+worlds = st.integers(1, 9)
+
+
+def rows_of(lengths: list[int]) -> list[Row]:
+    return [Row(f"r{i}", (7,) * n, (0.0,) + (1.0,) * (n - 1)) for i, n in enumerate(lengths)]
+
+
+@given(lengths=lengths, tokens=budgets, world_size=worlds)
+def test_every_row_travels_once(lengths, tokens, world_size):
+    rows = rows_of(lengths)
+    parts = partition(rows, tokens=tokens, world_size=world_size)
+    counted = [row for rank in parts for part in rank for row in part if row.weight > 0]
+    assert sorted(counted, key=rows.index) == rows
+
+
+@given(lengths=lengths, tokens=budgets, world_size=worlds)
+def test_every_rank_reads_equally_many_micro_batches_none_empty(lengths, tokens, world_size):
+    parts = partition(rows_of(lengths), tokens=tokens, world_size=world_size)
+    assert len(parts) == world_size
+    assert len({len(rank) for rank in parts}) == 1
+    assert all(part for rank in parts for part in rank)
+
+
+@given(lengths=lengths, tokens=budgets, world_size=worlds)
+def test_a_micro_batch_holds_its_budget_unless_it_is_one_long_row(lengths, tokens, world_size):
+    parts = partition(rows_of(lengths), tokens=tokens, world_size=world_size)
+    budget = max(tokens, max(lengths))
+    sizes = [[len(row) for row in part] for rank in parts for part in rank]
+    assert all(sum(size) <= budget for size in sizes)
+
+
+@given(lengths=lengths, tokens=budgets, world_size=worlds)
+def test_an_idle_row_stands_alone_where_there_was_no_work(lengths, tokens, world_size):
+    parts = partition(rows_of(lengths), tokens=tokens, world_size=world_size)
+    for rank in parts:
+        for part in rank:
+            assert len(part) == 1 or all(row.weight > 0 for row in part)
+    idle_parts = sum(part[0].weight == 0 for rank in parts for part in rank)
+    assert idle_parts == 0 or idle_parts + len(lengths) >= len(parts) * len(parts[0])
+
+
+@given(lengths=lengths, tokens=budgets, world_size=worlds)
+def test_the_same_rows_are_cut_the_same(lengths, tokens, world_size):
+    cut = [partition(rows_of(lengths), tokens=tokens, world_size=world_size) for _ in range(2)]
+    assert cut[0] == cut[1]
+
+
+def test_the_tokens_are_spread_evenly():
+    # 8 rows, 40 tokens: two micro-batches of 10 tokens on each of two ranks
+    rows = rows_of([9, 8, 6, 5, 5, 4, 2, 1 + 1])
+    parts = partition(rows, tokens=12, world_size=2)
+    sizes = [[sum(len(row) for row in part) for part in rank] for rank in parts]
+    assert max(max(s) for s in sizes) - min(min(s) for s in sizes) <= 2
+    assert len(sizes[0]) == len(sizes[1]) == 2
+
+
+def test_a_long_row_does_not_travel_with_others():
+    parts = partition(rows_of([50, 4, 4]), tokens=10, world_size=1)
+    assert [50] in [[len(row) for row in part] for part in parts[0]]
+
+
+def test_a_step_has_a_loss_on_every_rank_even_of_one_row():
+    (row,) = tiny.rows(1, name="one")
+    parts = partition([row], tokens=100, world_size=3)
+    assert [rank[0][0].weight > 0 for rank in parts] == [True, False, False]
