@@ -74,7 +74,7 @@ def test_where_a_vector_is_cut_does_not_matter(a, cut):
 
 
 def test_a_long_product_keeps_its_digits():
-    # 10 million products of 0.1 * 0.1: an fp32 running sum would be 8e-2 off
+    # 10 million products of 0.1 * 0.1: a running sum in fp32 would be percents off
     long = Vector([torch.full((10_000_000,), 0.1)])
     right = 10_000_000 * float(torch.tensor(0.1)) ** 2
     assert float(long.dot(long)) == pytest.approx(right, rel=5e-5)

@@ -1,0 +1,148 @@
+"""Packed rows against rows read one by one, for every family of models that is supported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from framework import LanguageModel, Row, Rows
+from framework.encoding import PromptFormat
+from framework.errors import ModelError
+
+LONGEST = 24  # of tiny.rows: a window of 5 tokens is shorter than nearly every row
+SETTINGS: dict[str, Any] = {
+    "vocab_size": tiny.VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+EXACT: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gpt2": GPT2,
+    "gpt_neox": {"num_key_value_heads": 4},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": 5},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 5},
+    "phi": {},
+    "phi3": {},
+    "gemma": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 5},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "gptj": {**GPT2, "rotary_dim": 4},
+    "mixtral": {"sliding_window": 5},
+    "starcoder2": {"sliding_window": 5},
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "bloom": ({"n_layer": 2, "n_head": 4}, "does not keep packed rows apart"),
+    "falcon": ({}, "does not keep packed rows apart"),
+    "mamba": ({"state_size": 4}, "does not keep packed rows apart"),
+    "gemma2": ({"head_dim": 8}, "caps its attention scores or has attention sinks"),
+    "stablelm": ({}, "is not told where packed rows end"),
+}
+
+
+def family(name: str, **settings: Any) -> PreTrainedModel:
+    """A small model of the family with random weights."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **{**SETTINGS, **settings})
+    module: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return module.eval()
+
+
+def language_model(module: PreTrainedModel) -> LanguageModel:
+    return LanguageModel(
+        module, tiny.tokenizer(), prompt_format=PromptFormat(), max_length=60
+    )
+
+
+def one_by_one(module: PreTrainedModel, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits at the scored positions, last block's states) as transformers reads each row alone."""
+    logits, states = [], []
+    for row in rows:
+        output = module(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True)
+        scored = [t - 1 for t, weight in enumerate(row.weights) if weight > 0]
+        logits.append(output.logits[0, scored])
+        states.append(output.hidden_states[1][0])
+    return torch.cat(logits), torch.cat(states)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_packed_rows_are_read_as_if_alone(name):
+    module, rows = family(name, **EXACT[name]), tiny.rows(6, name="packed")
+    assert max(len(row) for row in rows) > 5
+    right, states = one_by_one(module, rows)
+    flat = [p for p in module.parameters() if p.requires_grad]
+    log_probs = right.log_softmax(-1)
+    targets = torch.tensor([t for r in rows for t, w in zip(r.input_ids, r.weights, strict=True) if w])
+    taken = log_probs.gather(-1, targets[:, None])[:, 0]
+    gradient = torch.autograd.grad(taken.sum(), flat, allow_unused=True)
+
+    model = language_model(module)
+    batch = Rows.pack(rows)
+    assert (model.logits(batch) - right).abs().max() <= 1e-5
+    found = model.token_log_probs(batch)
+    assert (found - taken).abs().max() <= 1e-5
+    assert (model.hidden_states(batch, layer=1) - states).abs().max() <= 1e-5
+    for mine, theirs in zip(
+        torch.autograd.grad(found.sum(), flat, allow_unused=True), gradient, strict=True
+    ):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert (mine - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.abs().max()))
+    model.check_packing()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_would_mix_packed_rows_is_refused(name):
+    settings, message = REFUSED[name]
+    model = language_model(family(name, **settings))
+    with pytest.raises(ModelError, match=message) as refused:
+        model.check_packing()
+    assert "Llama" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_window_is_of_the_row_not_of_the_pack():
+    # with a window of 5 the sixth token of a row does not see its first, and sees its second
+    module = family("mistral", sliding_window=5, num_hidden_layers=1)
+    model = language_model(module)
+
+    def last(first: int, second: int) -> torch.Tensor:
+        row = Row("w", (first, second, 5, 6, 7, 8, 9), (0.0,) * 6 + (1.0,))
+        other = Row("o", (20, 21, 22), (0.0, 0.0, 0.0))
+        return model.logits(Rows.pack([other, row]))[0]
+
+    with model.evaluating():
+        assert torch.equal(last(10, 11), last(30, 11))
+        assert not torch.allclose(last(10, 11), last(10, 31))
+
+
+def test_dropout_in_attention_follows_the_seed_and_is_off_in_evaluation():
+    model = language_model(family("llama", attention_dropout=0.5))
+    batch = Rows.pack(tiny.rows(3, name="dropout"))
+    with model.evaluating():
+        still = model.logits(batch)
+        assert torch.equal(still, model.logits(batch))
+    model.module.train()
+    readings = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        readings.append(model.logits(batch).detach())
+    assert torch.equal(readings[0], readings[1])
+    assert not torch.allclose(readings[0], readings[2])
+    assert not torch.allclose(readings[0], still)

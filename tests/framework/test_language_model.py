@@ -1,0 +1,166 @@
+"""A language model's log-probabilities, scores and greedy answers: whatever shares the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from framework import LanguageModel, Row, Rows, language_model
+from framework.encoding import PromptFormat, encode_prompt
+from framework.language_model import TokenScores
+
+ROWS = tiny.rows(9, name="scored")
+PROMPTS = [" ".join(f"t{(7 * n + 3 * i) % 60 + 3}" for i in range(n)) for n in (1, 9, 4, 14, 2, 7)]
+
+
+def text(row: Row) -> tuple[str, str]:
+    """The row as prompt and answer, without its first and last tokens, which encoding adds."""
+    words = [f"t{i}" for i in row.input_ids[1:-1]]
+    prompt = sum(w == 0 for w in row.weights) - 1
+    return " ".join(words[:prompt]), " ".join(words[prompt:])
+
+
+def plain_log_probs(row: Row) -> list[float]:
+    """Of the row's counted tokens, by transformers alone, one row at a time."""
+    with torch.no_grad():
+        table = tiny.module().eval()(input_ids=torch.tensor([row.input_ids])).logits[0]
+    table = table.log_softmax(-1)
+    ids = row.input_ids
+    return [float(table[t - 1, ids[t]]) for t, weight in enumerate(row.weights) if weight > 0]
+
+
+@pytest.mark.parametrize("tokens", [30, 64, 10_000])
+def test_scores_are_those_of_each_row_alone_in_the_order_given(tokens):
+    model = tiny.language_model()
+    model.tokens_per_micro_batch = tokens
+    scores = model.score_rows(ROWS)
+    for row, score in zip(ROWS, scores, strict=True):
+        assert score.log_probs.tolist() == pytest.approx(plain_log_probs(row), abs=1e-5)
+        assert len(score.log_probs) == int(row.weight)
+
+
+def test_scores_of_texts_are_those_of_their_rows():
+    model = tiny.language_model()
+    by_text = model.scores([text(row) for row in ROWS])
+    by_row = model.score_rows(ROWS)
+    for one, other in zip(by_text, by_row, strict=True):
+        assert one.log_probs.tolist() == pytest.approx(other.log_probs.tolist(), abs=1e-6)
+
+
+def test_a_token_is_correct_where_it_is_the_first_choice():
+    model = tiny.language_model()
+    (greedy,) = model.generate([PROMPTS[0]], 4)
+    right, wrong = model.scores([(PROMPTS[0], greedy), (PROMPTS[0], "t3 t3 t3")])
+    assert right.correct[:-1].all()  # the model did not choose to end there
+    assert len(right.correct) == 5
+    assert not wrong.correct.all()
+    assert right.correct.dtype == bool
+
+
+def test_the_numbers_of_an_answer_by_hand():
+    scores = TokenScores(np.log([0.5, 0.125]), np.array([True, False]))
+    assert scores.nll == pytest.approx(2 * np.log(2))
+    assert scores.probability == pytest.approx(0.25)
+
+
+def test_nothing_to_score_or_to_answer_is_nothing():
+    assert tiny.language_model().scores([]) == []
+    assert tiny.language_model().generate([], 5) == []
+
+
+def test_evaluation_leaves_training_as_it_was():
+    model = tiny.language_model()
+    for training in (True, False):
+        model.module.train(training)
+        model.scores([text(ROWS[0])])
+        model.generate(PROMPTS[:1], 2)
+        assert model.module.training is training
+    batch = Rows.pack(ROWS[:2])
+    before = model.logits(batch)
+    model.generate(PROMPTS, 5)
+    after = model.logits(batch)
+    assert torch.equal(before, after)
+    assert after.requires_grad
+
+
+def test_log_probs_of_a_row_are_the_weighted_sum_over_its_tokens():
+    model = tiny.language_model()
+    half = Row("half", ROWS[0].input_ids, tuple(w / 2 for w in ROWS[0].weights))
+    batch = Rows.pack([ROWS[0], half, ROWS[1]])
+    found = model.log_probs(batch).detach()
+    right = [sum(plain_log_probs(row)) for row in (ROWS[0], ROWS[1])]
+    assert found.tolist() == pytest.approx([right[0], right[0] / 2, right[1]], abs=2e-5)
+
+
+# ---- greedy answers ------------------------------------------------------------------------------
+
+
+def answer_of_transformers(prompt: str, new: int, ends: list[int]) -> str:
+    """What transformers generates for one prompt."""
+    module, tokenizer = tiny.module().eval(), tiny.tokenizer()
+    ids = torch.tensor([encode_prompt(prompt, tokenizer, PromptFormat(), 64)])
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=new, eos_token_id=ends, pad_token_id=0
+    )
+    output = module.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+    )
+    answer: str = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    return answer.strip()
+
+
+def test_answers_are_transformers_own_whatever_shares_the_batch():
+    right = [answer_of_transformers(prompt, 12, [2]) for prompt in PROMPTS]
+    model = tiny.language_model()
+    assert len(set(right)) > 3
+    assert model.generate(PROMPTS, 12) == right
+    assert [model.generate([prompt], 12)[0] for prompt in PROMPTS] == right
+    assert model.generate(PROMPTS[::-1], 12) == right[::-1]
+
+
+@pytest.mark.parametrize("kept", [10, 40, 100])
+def test_how_many_prompts_share_a_batch_does_not_matter(monkeypatch, kept):
+    right = tiny.language_model().generate(PROMPTS, 12)
+    monkeypatch.setattr(language_model, "GENERATION_TOKENS", kept)
+    assert tiny.language_model().generate(PROMPTS, 12) == right
+
+
+def test_every_end_token_ends_an_answer():
+    model = tiny.language_model()
+    whole = [answer.split() for answer in model.generate(PROMPTS, 12)]
+    ends = [int(whole[0][3][1:]), int(whole[1][5][1:])]  # words that occur in the middle
+    model.module.generation_config.eos_token_id = ends
+    cut = []
+    for words in whole:
+        stops = [i for i, word in enumerate(words) if int(word[1:]) in ends]
+        cut.append(" ".join(words[: stops[0] + 1] if stops else words))
+    assert [len(words) for words in whole] != [len(answer.split()) for answer in cut]
+    # these ends are ordinary words of the tokenizer, so the last one stays in the text
+    assert model.generate(PROMPTS, 12) == cut
+    assert cut == [answer_of_transformers(prompt, 12, [*ends, 2]) for prompt in PROMPTS]
+
+
+def test_an_answer_after_the_longest_prompt_keeps_within_the_known_positions():
+    # 128 positions: a prompt of 200 words is cut from the left to leave room for 100 new tokens
+    model = tiny.language_model(max_position_embeddings=128)
+    model.max_length = 128
+    prompt = " ".join(f"t{i % 60 + 3}" for i in range(200))
+    with pytest.warns(UserWarning, match="tokens"):
+        (answer,) = model.generate([prompt], 100)
+    assert len(answer.split()) <= 100
+
+
+def test_a_model_is_written_as_transformers_reads_it(tmp_path):
+    model = tiny.language_model(tied=True)
+    model.save(tmp_path / "model", model.module.state_dict())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    batch = Rows.pack(ROWS[:3])
+    again = LanguageModel(
+        loaded, model.tokenizer, prompt_format=model.prompt_format, max_length=64
+    )
+    assert torch.equal(model.logits(batch), again.logits(batch))
+    assert "attn" not in (tmp_path / "model" / "config.json").read_text()
