@@ -70,7 +70,7 @@ class Checkpoints:
         try:
             result = work()
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            failure = f"rank {rank()}: {str(error).splitlines()[0]}"
+            failure = f"rank {rank()}: {_reason(error)}"
         failures = [text for text in all_gather_objects(failure) if text is not None]
         if failures:
             if is_main():
@@ -109,7 +109,7 @@ class Checkpoints:
         ranks = json.loads((folder / MANIFEST).read_text())["world_size"]
         if ranks != world_size():
             raise WorldSizeError(
-                f"{folder} was written by {ranks} processes, this run has {world_size()}; start "
+                f"{folder} was written by {_processes(ranks)}, this run has {world_size()}; start "
                 f"it with {ranks} (torchrun --nproc_per_node {ranks}), or a new run from the model"
             )
         engine.load(folder)
@@ -134,6 +134,18 @@ def damage(folder: Path) -> str | None:
         if _digest(path) != digest:
             return f"{name} has changed since it was written"
     return None
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """Why a file could not be written, on one line."""
+    text = str(error).splitlines()[0]
+    if "unexpected pos" in text or "iostream error" in text:
+        return "torch could not write a whole file, as on a full disk"
+    return text
+
+
+def _processes(n: int) -> str:
+    return "1 process" if n == 1 else f"{n} processes"
 
 
 def _fresh(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -111,7 +112,9 @@ class LoRA(Tuning):
             target_modules="all-linear" if targets == ["all-linear"] else targets,
             task_type="CAUSAL_LM",
         )
-        wrapped: PreTrainedModel = get_peft_model(module, settings)  # type: ignore[assignment]
+        with warnings.catch_warnings():  # peft 0.21 calls transformers 5.23 by a deprecated name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            wrapped: PreTrainedModel = get_peft_model(module, settings)  # type: ignore[assignment]
         return wrapped
 
     def export(

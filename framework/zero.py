@@ -26,7 +26,7 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,18 +175,21 @@ class ZeroEngine(Engine):
 
     def save(self, folder: Path) -> None:
         """See `Engine.save`. DeepSpeed's own format, so that its converters work on it."""
-        self.deepspeed.save_checkpoint(
-            str(folder),
-            tag="engine",
-            client_state={
-                "fingerprint": fingerprint(self.model),
-                "world_size": distributed.world_size(),
-                "stage": self.config.stage,
-                "universal_checkpoint_info": {},
-            },
-            save_latest=False,
-            exclude_frozen_parameters=True,
-        )
+        with _raised_at_the_end(
+            (self.deepspeed.checkpoint_engine, "save"), (self.deepspeed, "_copy_recovery_script")
+        ):
+            self.deepspeed.save_checkpoint(
+                str(folder),
+                tag="engine",
+                client_state={
+                    "fingerprint": fingerprint(self.model),
+                    "world_size": distributed.world_size(),
+                    "stage": self.config.stage,
+                    "universal_checkpoint_info": {},
+                },
+                save_latest=False,
+                exclude_frozen_parameters=True,
+            )
 
     def load(self, folder: Path) -> None:
         """See `Engine.load`."""
@@ -270,6 +273,34 @@ def deepspeed_config(config: ZeroEngine.Config, precision: Precision) -> dict[st
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
         settings["communication_data_type"] = "fp32"
     return settings
+
+
+@contextmanager
+def _raised_at_the_end(*methods: tuple[object, str]) -> Iterator[None]:
+    """Inside, (object, method) that cannot write lets the caller go on; then its error is raised.
+
+    A rank whose disk is full would leave `save_checkpoint` alone, the others wait for it forever.
+    """
+    failures: list[OSError | RuntimeError] = []  # torch reports a full disk as RuntimeError
+
+    def patient(write: Callable[..., object]) -> Callable[..., None]:
+        def attempt(*arguments: object, **named: object) -> None:
+            try:
+                write(*arguments, **named)
+            except (OSError, RuntimeError) as error:
+                failures.append(error)
+
+        return attempt
+
+    for owner, name in methods:
+        setattr(owner, name, patient(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for owner, name in methods:
+            delattr(owner, name)
+    if failures:
+        raise failures[0]
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import tiny
 import torch
 
@@ -72,17 +71,12 @@ class Run(NamedTuple):
     folder: Path
 
 
-class Done(NamedTuple):
-    """What a run leaves."""
+class State(NamedTuple):
+    """Where a run is."""
 
-    weights: dict[str, torch.Tensor]
+    masters: dict[str, torch.Tensor]
     forward: dict[str, torch.Tensor]
-    metrics: list[dict[str, Any]]
-    randomness: list[Any]
-
-
-class Interrupted(Exception):  # noqa: N818 - it is no error
-    """What ends a run in the middle."""
+    random: list[float]
 
 
 def start(case: Case, folder: Path, *, seed: int = 0, weighting: Weighting | None = None) -> Run:
@@ -116,72 +110,71 @@ def start(case: Case, folder: Path, *, seed: int = 0, weighting: Weighting | Non
         perturbation=tiny.PERTURBATIONS["sam"](),
         optimizer=optimizer,
     )
-    return Run(engine, trainer, Checkpoints(folder / "checkpoints"), folder)
+    return Run(engine, trainer, Checkpoints(folder / "checkpoints", keep=2), folder)
 
 
-def go_on(run: Run, *, save_every: int = 0, until: int | None = None) -> Done:
-    """From where the run is to its end, or to an interruption after step `until`."""
+def go_on(run: Run, *, save_every: int = 0) -> tuple[State, State, list[dict[str, Any]]]:
+    """From where the run is to its end: its state at half and at the end, and its metrics."""
+    half: list[State] = []
 
-    def evaluate(step: int) -> None:
-        if step == until:
-            raise Interrupted
+    def look(step: int) -> None:
+        if step == HALF:
+            half.append(state(run))
 
     tracker = Tracker(None, run.folder, run_config={}, name="", job_type="")
     tracker.rewind(run.trainer.steps_done)
+    if run.trainer.steps_done == HALF:
+        look(HALF)
     run.trainer.model.tokens_per_micro_batch = TOKENS
-    try:
-        train(
-            run.engine,
-            run.trainer,
-            ForgetRetainSampler(FORGET, RETAIN, batch_size=5, seed=3),
-            Loop(steps=STEPS, save_every=save_every, evaluate_every=1),
-            tracker=tracker,
-            checkpoints=run.checkpoints,
-            evaluate=evaluate,
-        )
-    except Interrupted:
-        pass
-    tracker.finish()
-    metrics, _ = read_metrics(run.folder / METRICS_FILE)
-    kept = [{k: v for k, v in m.items() if k not in {"time", *MEASURED}} for m in metrics]
-    return Done(
-        run.engine.master_weights(),
-        run.engine.state_dict(),
-        kept,
-        [random.random(), float(np.random.random()), float(torch.rand(()))],  # noqa: NPY002
+    train(
+        run.engine,
+        run.trainer,
+        ForgetRetainSampler(FORGET, RETAIN, batch_size=5, seed=3),
+        Loop(steps=STEPS, save_every=save_every, evaluate_every=1),
+        tracker=tracker,
+        checkpoints=run.checkpoints,
+        evaluate=look,
     )
+    tracker.finish()
+    distributed.barrier()
+    metrics, _ = read_metrics(run.folder / METRICS_FILE)
+    distributed.barrier()
+    kept = [{k: v for k, v in m.items() if k not in {"time", *MEASURED}} for m in metrics]
+    return half[0], state(run), kept
+
+
+def state(run: Run) -> State:
+    """Copies of the weights, and what would be drawn next."""
+    forward = {name: weight.clone() for name, weight in run.engine.state_dict().items()}
+    kept = random.getstate(), torch.get_rng_state()
+    drawn = [random.random(), float(torch.rand(()))]
+    random.setstate(kept[0])
+    torch.set_rng_state(kept[1])
+    return State(run.engine.master_weights(), forward, drawn)
 
 
 def measure(
     case: Case, folder: Path, *, weighting: Callable[[], Weighting | None] = lambda: None
 ) -> dict[str, Any]:
-    """Whether 10 steps are 5 + a checkpoint + 5 in new objects, bit for bit."""
+    """Whether 10 steps are a checkpoint after 5, everything new, and 5 more, bit for bit."""
     shake(distributed.rank())
-    whole = start(case, folder / "whole", weighting=weighting())
-    right = go_on(whole)
+    whole = start(case, folder, weighting=weighting())
+    half, right, metrics = go_on(whole, save_every=HALF)
     whole.engine.close()
-    shake(distributed.rank())
-    first = start(case, folder / "halves", weighting=weighting())
-    half = go_on(first, save_every=HALF, until=HALF)
-    first.engine.close()
+    assert not same(half.masters, right.masters), "the second half moved nothing"
     shake(77)
-    second = start(case, folder / "halves", seed=1, weighting=weighting())  # other fresh weights
-    newest = second.checkpoints.newest()
-    assert newest is not None
-    second.checkpoints.restore(newest, second.engine, second.trainer)
-    restored = second.engine.master_weights(), second.engine.state_dict()
-    steps = second.trainer.steps_done
-    found = go_on(second)
+    seed = 1 if case.tuning == "full" else 0  # what is frozen is not in a checkpoint
+    second = start(case, folder, weighting=weighting(), seed=seed)
+    second.checkpoints.restore(second.checkpoints.folder / f"step-{HALF:08d}", *second[:2])
+    again, found, repeated = go_on(second)
     second.engine.close()
-    assert not same(half.weights, right.weights), "the second half moved nothing"
     return {
-        "steps": steps,
-        "restored": same(restored[0], half.weights) and same(restored[1], half.forward),
-        "weights": same(found.weights, right.weights),
+        "restored": same(again.masters, half.masters) and same(again.forward, half.forward),
+        "masters": same(found.masters, right.masters),
         "forward": same(found.forward, right.forward),
-        "metrics": found.metrics == right.metrics,
-        "logged": [m["step"] for m in found.metrics],
-        "randomness": [half.randomness, found.randomness, right.randomness],
+        "metrics": repeated == metrics,
+        "logged": [m["step"] for m in repeated],
+        "random": again.random == half.random and found.random == right.random,
     }
 
 
@@ -193,7 +186,6 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def shake(seed: int) -> None:
     """Put the random states of this process where `seed` says."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global state is what is kept
     torch.manual_seed(seed)
 
 
@@ -229,8 +221,9 @@ def full_disk(stage: str, rank: int, folder: Path) -> dict[str, Any]:
 
 def other_world_size(folder: Path) -> str:
     """What every rank is told of a checkpoint that one process wrote."""
+    folder = folder / f"rank{distributed.rank()}"
     with distributed.alone():
-        alone = start(Case("none"), folder / f"rank{distributed.rank()}")
+        alone = start(Case("none"), folder)
         written = alone.checkpoints.save(alone.engine, alone.trainer)
     try:
         alone.checkpoints.restore(written, alone.engine, alone.trainer)

@@ -1,0 +1,188 @@
+"""A run that was interrupted and taken up equals one that went on, bit for bit.
+
+Ten steps of NPO x BLUR x SAM under AdamW, with dropout, warm-up and decay, against the checkpoint
+after five, everything built anew, and five more. Under ZeRO one torchrun runs every case
+(`resume_worker.py`); the tests look at what it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from framework.errors import WorldSizeError
+from framework.parts import Weighting, Weights
+from framework.vectors import Gram
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+sys.path.insert(0, str(FOLDER))
+from resume_worker import STEPS, Case, go_on, measure, same, start  # noqa: E402 - it lies beside
+
+pytestmark = pytest.mark.timeout(600)  # DeepSpeed may compile an operator at its first use
+
+LOCAL = [
+    Case("none"),
+    Case("none", precision="bf16"),
+    Case("none", tuning="lora"),
+    Case("none", tuning="layers", tied=True),
+]
+ZERO = [
+    *(Case(stage) for stage in "0123"),
+    *(Case(stage, precision="bf16") for stage in "123"),
+    *(Case(stage, offload="cpu") for stage in "23"),
+    *(Case(stage, precision="bf16", offload="cpu") for stage in "23"),
+    Case("2", tuning="lora"),
+    Case("3", tuning="lora"),
+    Case("3", tuning="layers", tied=True),
+]
+FULL_DISKS = [(stage, rank) for stage in "023" for rank in (0, 1)]
+
+
+def by_name(case: Case) -> str:
+    """The test's id."""
+    return case.name
+
+
+class Session(NamedTuple):
+    """What every rank found, by case, and what the ranks said."""
+
+    results: dict[str, list[Any]]
+    folder: Path
+    log: str
+
+    def __getitem__(self, name: str) -> list[Any]:
+        assert name in self.results, f"the worker did not get so far:\n{self.log[-4000:]}"
+        return self.results[name]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """All cases in one process group of two."""
+    folder = tmp_path_factory.mktemp("resume")
+    asked, found = folder / "cases.json", folder / "results.json"
+    asked.write_text(json.dumps([asdict(case) for case in ZERO]))
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *("--standalone", "--nproc_per_node", "2"),
+            *(str(FOLDER / "resume_worker.py"), str(asked), str(found)),
+        ],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    results = json.loads(found.read_text()) if found.is_file() else {}
+    assert results, done.stdout[-4000:]
+    return Session(results, folder, f"exit code {done.returncode}\n{done.stdout}")
+
+
+def check(found: Mapping[str, Any]) -> None:
+    assert found["restored"], "the checkpoint does not hold the weights as they were"
+    assert found["masters"], "the master weights differ"
+    assert found["forward"], "the weights of the forward pass differ"
+    assert found["logged"] == list(range(1, STEPS + 1))
+    assert found["metrics"], "the logged numbers differ"
+    assert found["random"], "the random states differ"
+
+
+@pytest.mark.parametrize("case", LOCAL, ids=by_name)
+def test_in_one_process_ten_steps_are_five_and_five(case: Case, tmp_path: Path) -> None:
+    check(measure(case, tmp_path))
+
+
+@pytest.mark.parametrize("case", ZERO, ids=by_name)
+def test_under_zero_ten_steps_are_five_and_five(case: Case, session: Session) -> None:
+    for found in session[case.name]:
+        check(found)
+
+
+class Dual(Weighting):
+    """The retain weight climbs with the retain loss, as a dual variable does."""
+
+    needs_losses = True
+
+    def __init__(self) -> None:
+        self.climbed = 1.0
+
+    def weights(self, gram: Gram | None) -> Weights:
+        return {"forget": 1.0, "retain": self.climbed}
+
+    def update(self, losses: Mapping[str, float]) -> None:
+        self.climbed += 0.3 * losses["retain"]
+
+    def state_dict(self) -> dict[str, float]:
+        return {"climbed": self.climbed}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.climbed = state["climbed"]
+
+
+class Forgetful(Dual):
+    """A dual variable that is not kept."""
+
+    def state_dict(self) -> dict[str, float]:
+        return {"climbed": 1.0}
+
+
+def test_the_state_of_a_part_is_taken_up(tmp_path: Path) -> None:
+    check(measure(Case("none"), tmp_path, weighting=Dual))
+
+
+def test_a_part_that_lost_its_state_is_noticed(tmp_path: Path) -> None:
+    assert not measure(Case("none"), tmp_path, weighting=Forgetful)["masters"]
+
+
+def test_dropout_is_on_in_these_runs(tmp_path: Path) -> None:
+    run, without = start(Case("none"), tmp_path / "a"), start(Case("none"), tmp_path / "b")
+    for module in without.engine.model.module.modules():
+        if "attention_dropout" in vars(module):
+            module.attention_dropout = 0.0
+
+    assert not same(go_on(run)[1].masters, go_on(without)[1].masters)
+
+
+def test_writing_checkpoints_changes_nothing(tmp_path: Path) -> None:
+    run, without = start(Case("none"), tmp_path / "a"), start(Case("none"), tmp_path / "b")
+
+    assert same(go_on(run, save_every=1)[1].masters, go_on(without)[1].masters)
+
+
+@pytest.mark.parametrize(("stage", "rank"), FULL_DISKS)
+def test_a_full_disk_of_one_rank_is_an_error_on_all_and_leaves_what_was(
+    stage: str, rank: int, session: Session
+) -> None:
+    for found in session[f"full disk of rank {rank}, zero-{stage}"]:
+        assert found["message"].startswith("the checkpoint step-00000001 could not be written")
+        assert f"(rank {rank}: torch could not write a whole file" in found["message"]
+        assert found["left"] == ["step-00000000"]
+        assert found["newest"]
+        assert found["again"] == "step-00000001"
+
+
+def test_a_checkpoint_of_one_process_is_refused_by_two(session: Session) -> None:
+    for message in session["other world size"]:
+        assert "was written by 1 process, this run has 2; start it with 1" in message
+
+
+def test_a_checkpoint_of_two_processes_is_refused_by_one(session: Session, tmp_path: Path) -> None:
+    written = session.folder / "zero-2" / "checkpoints" / "step-00000005"
+    alone = start(Case("none"), tmp_path)
+    message = "was written by 2 processes, this run has 1; start it with 2 (torchrun"
+
+    with pytest.raises(WorldSizeError) as refused:
+        alone.checkpoints.restore(written, alone.engine, alone.trainer)
+    assert message in str(refused.value)
+    assert alone.trainer.steps_done == 0
