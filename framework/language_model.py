@@ -78,7 +78,6 @@ class LanguageModel:
         self.partitioned = False
         """Whether every rank must take part in every forward pass (ZeRO-3)."""
         self._attend(attention.NAME)
-        module.config.use_cache = False
 
     @property
     def device(self) -> torch.device:

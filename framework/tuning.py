@@ -126,6 +126,7 @@ class LoRA(Tuning):
         copy = self.apply(plain)
         copy.load_state_dict(dict(weights), strict=False)
         merged: PreTrainedModel = copy.merge_and_unload()  # type: ignore[operator]
+        merged.generation_config = module.generation_config  # its end tokens, above all
         return merged, {n: t.detach() for n, t in merged.state_dict().items()}
 
 

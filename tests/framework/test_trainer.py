@@ -1,0 +1,324 @@
+"""The trainer: one step, what it does with NaN, what it records, what it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pytest
+import tiny
+import torch
+
+from framework import ConfigError, FixedWeights, Gram, LocalEngine, Row, Rows, Weighting
+from framework.errors import NonFiniteError
+from framework.parts import Weights
+from framework.trainer import UnlearningTrainer, micro_batches, reference_needed
+from trainers.finetune import Finetune
+from trainers.grad_ascent import GradAscent, GradDiff
+from trainers.npo import NPO
+from trainers.sam import SAM
+
+PLAN = tiny.step_rows(4)
+
+
+def made(
+    kind: type[UnlearningTrainer] = GradDiff,
+    *,
+    engine: LocalEngine | None = None,
+    clip: float | None = None,
+    seed: int = 0,
+    weighting: Weighting | None = None,
+    perturbation: SAM | None = None,
+    rate: float = 0.1,
+    **settings: Any,
+) -> UnlearningTrainer:
+    optimizer = tiny.optimizer("sgd", clip=clip, learning_rate=rate)
+    engine = tiny.local_engine(optimizer) if engine is None else engine
+    return tiny.assemble(
+        kind,
+        kind.Config(**settings),
+        engine,
+        tiny.language_model(),
+        PLAN,
+        weighting=weighting,
+        perturbation=perturbation,
+        optimizer=optimizer,
+        seed=seed,
+    )
+
+
+def bowls(
+    *, clip: float | None = None, rate: float = 1.0, weighting: Weighting | None = None, **settings: Any
+) -> tiny.Bowls:
+    """f = 1/2 |w - (0, 0)|^2, r = 1/2 |w - (0, 4)|^2 at w = (3, 4): gradients (3, 4) and (3, 0)."""
+    optimizer = tiny.optimizer("sgd", clip=clip, learning_rate=rate)
+    trainer = tiny.Bowls(
+        tiny.Bowls.Config(**settings),
+        engine=tiny.point_engine(3.0, 4.0, optimizer=optimizer),
+        optimizer=optimizer,
+        weighting=weighting,
+    )
+    trainer.a, trainer.b = (0.0, 0.0), (0.0, 4.0)
+    return trainer
+
+
+def weights_of(trainer: UnlearningTrainer) -> dict[str, torch.Tensor]:
+    return trainer.engine.master_weights()
+
+
+def equal(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[n], b[n]) for n in a)
+
+
+# ---- one step by hand ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compare_every", [0, 1])
+def test_the_direction_is_the_weighted_sum_of_the_gradients(compare_every):
+    trainer = bowls(forget_weight=2.0, retain_weight=0.5, compare_every=compare_every)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    # 2 (3, 4) + 0.5 (3, 0) = (7.5, 8)
+    assert weights_of(trainer)["weight"].tolist() == pytest.approx([3 - 7.5, 4 - 8])
+
+
+def test_what_a_step_records():
+    trainer = bowls(compare_every=1, rate=0.25)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    found = trainer.metrics()
+    assert found.pop("train/peak_memory_gib") > 0
+    assert found == {
+        "train/forget/loss": pytest.approx(12.5),
+        "train/retain/loss": pytest.approx(4.5),
+        "train/forget/weight": 1,
+        "train/retain/weight": 1,
+        "train/forget/gradient_norm": pytest.approx(5),
+        "train/retain/gradient_norm": pytest.approx(3),
+        "train/cosine": pytest.approx(0.6),
+        "train/gradient_norm": pytest.approx(52**0.5),  # of (6, 4)
+        "train/learning_rate": 0.25,
+        "train/skipped_steps": 0,
+    }
+
+
+def test_gradients_are_compared_every_so_many_steps():
+    trainer = bowls(compare_every=3, rate=0.01)
+    compared = []
+    for _ in range(7):
+        tiny.train(trainer, PLAN[:1], tokens=30)
+        compared.append("train/cosine" in trainer.metrics())
+    assert compared == [True, False, False, True, False, False, True]
+
+
+def test_a_long_direction_is_clipped_to_the_norm():
+    # (6, 4) has length 52^0.5; clipped to 2 and stepped by 1
+    trainer = bowls(clip=2.0)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    scale = 2 / 52**0.5
+    assert weights_of(trainer)["weight"].tolist() == pytest.approx([3 - 6 * scale, 4 - 4 * scale])
+    assert trainer.metrics()["train/gradient_norm"] == pytest.approx(52**0.5)  # before clipping
+
+
+def test_a_short_direction_is_not_stretched():
+    trainer = bowls(clip=100.0, rate=0.5)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    assert weights_of(trainer)["weight"].tolist() == pytest.approx([0, 2])
+
+
+def test_a_run_without_a_retain_loss_has_one_objective():
+    trainer = bowls(retain_loss="none", rate=0.5)
+    assert trainer.objectives == ("forget",)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    assert weights_of(trainer)["weight"].tolist() == pytest.approx([1.5, 2])
+    assert "train/retain/loss" not in trainer.metrics()
+
+
+def test_the_means_are_of_the_step_whatever_one_rank_reads():
+    step = {"forget": tiny.rows(5, name="f"), "retain": tiny.rows(7, name="r")}
+    batches = micro_batches(step, tokens=30, device=torch.device("cpu"))
+    assert {n: sum(len(b) for b in part) for n, part in batches.items()} == {"forget": 5, "retain": 7}
+    assert len(batches["forget"]) > 1
+    for name, part in batches.items():
+        assert {b.totals.rows for b in part} == {len(step[name])}
+        assert {b.totals.weight for b in part} == {sum(row.weight for row in step[name])}
+
+
+# ---- NaN -----------------------------------------------------------------------------------------
+
+
+class Breaks(GradDiff):
+    """Its forget loss is infinite at the second step, for one row."""
+
+    def forget_loss(self, rows: Rows) -> torch.Tensor:
+        factor = math.inf if self.steps_done == 1 and PLAN[1]["forget"][0].id in rows.ids else 1.0
+        return super().forget_loss(rows) * factor
+
+
+@pytest.mark.parametrize("compare_every", [0, 1])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_touches_a_weight(compare_every):
+    trainer = made(Breaks, compare_every=compare_every)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    before = weights_of(trainer)
+    with pytest.raises(NonFiniteError, match=r"at step 1 \(forget loss -inf, retain loss [0-9.]+\)"):
+        tiny.train(trainer, PLAN[1:2], tokens=30)
+    assert equal(before, weights_of(trainer))
+
+
+def test_the_error_says_what_to_type():
+    trainer = made(Breaks)
+    with pytest.raises(NonFiniteError) as stopped:
+        tiny.train(trainer, PLAN, tokens=30)
+    message = str(stopped.value)
+    assert "optimizer.learning_rate" in message
+    assert "trainer.on_nonfinite=skip" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("perturbation", [None, SAM(SAM.Config(rho=0.01))])
+def test_a_step_that_is_not_finite_can_be_skipped_and_counted(perturbation):
+    trainer = made(Breaks, on_nonfinite="skip", perturbation=perturbation)
+    seen, counted = [], []
+    for step in PLAN:
+        tiny.train(trainer, [step], tokens=30)
+        seen.append(weights_of(trainer))
+        counted.append(trainer.metrics()["train/skipped_steps"])
+    assert counted == [0, 1, 1, 1]
+    assert equal(seen[0], seen[1])
+    assert not equal(seen[1], seen[2])
+    assert all(torch.isfinite(w).all() for w in seen[-1].values())
+    # the steps after it are those of a run that never saw it
+    without = made(GradDiff, perturbation=perturbation)
+    tiny.train(without, [PLAN[0], *PLAN[2:]], tokens=30)
+    assert max(float((seen[-1][n] - w).abs().max()) for n, w in weights_of(without).items()) <= 1e-6
+
+
+# ---- dropout -------------------------------------------------------------------------------------
+
+
+def with_dropout(**settings: Any) -> UnlearningTrainer:
+    optimizer = tiny.optimizer("sgd", clip=None)
+    engine = tiny.local_engine(optimizer, attention_dropout=0.5)
+    engine.model.module.train()
+    return made(GradDiff, engine=engine, **settings)
+
+
+def test_the_same_seed_gives_the_same_dropout_and_another_seed_another():
+    runs = []
+    for seed in (0, 0, 1):
+        trainer = with_dropout(seed=seed)
+        tiny.train(trainer, PLAN[:2], tokens=30)
+        runs.append(weights_of(trainer))
+    assert equal(runs[0], runs[1])
+    assert not equal(runs[0], runs[2])
+
+
+def test_both_readings_of_sam_see_the_same_dropout():
+    # radius 0: the second reading must give the first one's gradient, to the bit
+    plain, still = with_dropout(), with_dropout(perturbation=SAM(SAM.Config(rho=0.0)))
+    for trainer in (plain, still):
+        trainer.config.compare_every = 1
+        tiny.train(trainer, PLAN[:2], tokens=30)
+    assert equal(weights_of(plain), weights_of(still))
+
+
+def test_micro_batches_and_steps_do_not_share_their_dropout():
+    trainer = with_dropout(rate=1e-12)  # so that the weights stay as they are
+    row = tiny.rows(1, name="same")[0]
+    twins = [Row(f"{row.id}{i}", row.input_ids, row.weights) for i in range(2)]
+    losses: list[float] = []
+    original = trainer.forget_loss
+
+    def listening(rows: Rows) -> torch.Tensor:
+        value = original(rows)
+        losses.append(value.item())
+        return value
+
+    trainer.forget_loss = listening
+    step = {"forget": twins, "retain": twins}
+    tiny.train(trainer, [step, step], tokens=len(row))
+    assert len(set(losses)) == len(losses) == 4
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+class Dual(Weighting):
+    """Adds the retain loss to the retain weight at every step."""
+
+    needs_losses: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def weights(self, gram: Gram | None) -> Weights:
+        del gram
+        return {"forget": 1.0, "retain": self.value}
+
+    def update(self, losses: Mapping[str, float]) -> None:
+        self.value += losses["retain"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value = state["value"]
+
+
+def test_a_weighting_learns_from_the_losses_of_each_step():
+    trainer = bowls(weighting=Dual(), rate=0.1, compare_every=0)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    # retain loss 4.5 at (3, 4); then w = (3, 4) - 0.1 (6, 4) = (2.4, 3.6), retain loss 2.96
+    assert trainer.weighting.value == pytest.approx(5.5)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    assert trainer.metrics()["train/retain/weight"] == pytest.approx(5.5)
+    assert trainer.weighting.value == pytest.approx(5.5 + 0.5 * (2.4**2 + 0.4**2))
+
+
+def test_a_restart_finds_the_weighting_the_step_and_the_skipped_steps():
+    trainer = bowls(weighting=Dual())
+    tiny.train(trainer, PLAN[:2], tokens=30)
+    trainer.skipped_steps = 3
+    other = bowls(weighting=Dual())
+    other.load_state_dict(trainer.state_dict())
+    assert other.steps_done == 2
+    assert other.skipped_steps == 3
+    assert other.weighting.value == trainer.weighting.value
+
+
+def test_a_weighting_given_wins_over_the_methods_own():
+    trainer = bowls(weighting=FixedWeights({"forget": 0.0, "retain": 1.0}), forget_weight=7.0)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    assert weights_of(trainer)["weight"].tolist() == pytest.approx([0, 4])
+
+
+def test_a_method_without_a_forget_loss_says_so():
+    class Silent(UnlearningTrainer):
+        pass
+
+    with pytest.raises(ConfigError, match="Silent states no forget loss"):
+        tiny.train(made(Silent), PLAN[:1], tokens=30)
+
+
+# ---- which reference -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "needed"),
+    [
+        (GradDiff, {}, None),
+        (GradDiff, {"retain_loss": "kl"}, "frozen"),
+        (GradAscent, {"retain_loss": "kl"}, None),  # it has no retain loss
+        (NPO, {}, "cached"),
+        (NPO, {"reference": "frozen"}, "frozen"),
+        (NPO, {"retain_loss": "kl"}, "frozen"),
+        (Finetune, {"retain_loss": "kl"}, "frozen"),
+        (GradDiff, {"reference": "frozen"}, None),
+    ],
+)
+def test_a_run_is_built_with_the_least_reference_that_serves(kind, settings, needed):
+    assert reference_needed(kind, kind.Config(**settings)) == needed
+
+
+def test_a_cached_reference_cannot_serve_kl():
+    with pytest.raises(ConfigError, match=r"set trainer\.reference=frozen"):
+        reference_needed(NPO, NPO.Config(retain_loss="kl", reference="cached"))
