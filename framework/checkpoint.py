@@ -3,6 +3,7 @@
     checkpoints/step-00000120/   engine.pt or engine/   parameters and optimizer, by the engine
                                  rank-00000.pt          random states of each process
                                  state.pt               trainer and parts (duals, averages, ...)
+                                 config.yaml            the run's resolved config
                                  manifest.json          size and SHA-256 of every file; written last
 
 A checkpoint is written under another name and renamed when every file of every rank is on disk, so
@@ -35,10 +36,12 @@ FORMAT = 1
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, folder: Path, *, keep: int = 1) -> None:
-        """`keep`: how many of the newest stay on disk, > 0."""
+    def __init__(self, folder: Path, *, keep: int = 1, config: str = "") -> None:
+        """`keep`: how many of the newest stay on disk, > 0; `config`: the run's, as YAML."""
         self.folder = folder
         self.keep = keep
+        self.config = config
+        self._sound: Path | None = None  # what was read and found whole need not be read again
 
     def save(self, engine: Engine, trainer: UnlearningTrainer) -> Path:
         """Write a checkpoint of the steps done so far; every rank takes part.
@@ -63,6 +66,7 @@ class Checkpoints:
         torch.save(_random_states(), folder / f"rank-{rank():05d}.pt")
         if is_main():
             torch.save(trainer.state_dict(), folder / "state.pt")
+            (folder / "config.yaml").write_text(self.config, encoding="utf-8")
 
     def _together(self, work: Callable[[], Any], partial: Path) -> list[Any]:
         """Every rank's result, or one CheckpointError on all of them."""
@@ -83,13 +87,21 @@ class Checkpoints:
         return all_gather_objects(result)
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint, decided by rank 0; None when there is none.
+        """The newest complete checkpoint, the same on every rank; None when there is none.
 
         A folder whose manifest does not hold (cut off, damaged) is passed over.
         """
-        complete = self._complete() if is_main() else []
-        found = next((folder for folder in reversed(complete) if not damage(folder)), None)
-        return broadcast_object(found)
+        complete = broadcast_object(self._complete() if is_main() else [])
+        return next((folder for folder in reversed(complete) if not self._damage(folder)), None)
+
+    def _damage(self, folder: Path) -> str | None:
+        """What is wrong with a checkpoint, or None; the ranks share out the reading."""
+        if folder != self._sound:
+            found = [text for text in all_gather_objects(damage(folder, shared=True)) if text]
+            if found:
+                return found[0]
+            self._sound = folder
+        return None
 
     def _complete(self) -> list[Path]:
         return sorted(path.parent for path in self.folder.glob(f"step-*[0-9]/{MANIFEST}"))
@@ -100,7 +112,7 @@ class Checkpoints:
         Raises WorldSizeError for another number of processes, CheckpointError for damage or
         another model.
         """
-        found = broadcast_object(damage(folder) if is_main() else None)
+        found = self._damage(folder)
         if found:
             raise CheckpointError(
                 f"the checkpoint {folder} is damaged ({found}); remove it, then resume=auto takes "
@@ -118,14 +130,16 @@ class Checkpoints:
         barrier()
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+def damage(folder: Path, *, shared: bool = False) -> str | None:
+    """What is wrong with a checkpoint's files, or with this rank's share of them; else None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read: {error}"
-    for name, (size, digest) in files.items():
+    names = sorted(files)
+    for name in names[rank() :: world_size()] if shared else names:
+        size, digest = files[name]
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

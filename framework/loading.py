@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -52,19 +53,29 @@ class ModelSource:
     def load(self, path: str, *, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
         """The model and tokenizer at `path`, a folder or a hub name, on the CPU."""
         tokenizer = load_tokenizer(path, revision)
-        disable_progress_bar()  # one line per second on a cluster's log, for a load of seconds
+        disable_progress_bar()  # of loading and saving: seconds of work, a line each in a log
         try:
-            module = AutoModelForCausalLM.from_pretrained(
-                path, revision=revision, dtype=dtype, attn_implementation="sdpa"
+            module, found = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=revision,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(_cannot_load("model", path, error)) from error
+        missing = sorted(found["missing_keys"])
+        if missing:  # transformers warns and makes them up
+            raise ModelError(
+                f"the weights at {path!r} lack {len(missing)} of the model's, such as "
+                f"{missing[0]}: they are of another kind of model, or incomplete"
+            )
         return self.wrap(module, tokenizer)
 
     def wrap(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
         """`module` as a LanguageModel with this source's settings."""
         if self.config.gradient_checkpointing:
-            module.gradient_checkpointing_enable({"use_reentrant": False})
+            module.activation_checkpointing_enable({"use_reentrant": False})
         return LanguageModel(
             module,
             tokenizer,
@@ -105,7 +116,7 @@ class Pretrained(ModelSource):
 
 
 class Tiny(ModelSource):
-    """A Llama of under a million to a few million parameters with a tokenizer of its own text.
+    """A Llama of half a million to a few million parameters with a tokenizer of its own text.
 
     It knows nothing until it is fine-tuned on a benchmark: `launch` makes the target model (all
     rows) and the gold model (all but the forget rows) from it once and keeps them.
@@ -115,10 +126,10 @@ class Tiny(ModelSource):
     class Config(ModelSource.Config):
         """Its size."""
 
-        hidden_size: int = 128
+        hidden_size: int = 96
         layers: int = 2
         heads: int = 4
-        intermediate_size: int = 512
+        intermediate_size: int = 384
         vocabulary: int = 1024
         """Tokens of the byte-pair tokenizer, >= 300."""
 
@@ -132,6 +143,7 @@ class Tiny(ModelSource):
     def build(self, texts: Iterable[str], *, seed: int) -> LanguageModel:
         """Fresh weights and a tokenizer trained on `texts`; the same for the same arguments."""
         tokenizer = train_tokenizer(texts, vocabulary=self.config.vocabulary)
+        disable_progress_bar()
         torch.manual_seed(seed)
         module = LlamaForCausalLM(self._settings(len(tokenizer)))
         module.generation_config = GenerationConfig(
@@ -203,5 +215,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
 def _cannot_load(what: str, path: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
+    if "ignore_mismatched_sizes" in reason:
+        reason = "its weights have other shapes than its config.json says"
     kind = "folder" if Path(path).exists() else "folder or reachable hub name"
     return f"no {what} could be loaded from {path!r} ({kind}): {reason}"

@@ -1,0 +1,178 @@
+"""Models from a folder or made offline, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from framework.encoding import PromptFormat
+from framework.errors import ConfigError, ModelError
+from framework.loading import Pretrained, Tiny, load_tokenizer, train_tokenizer
+from framework.tuning import parameter_counts
+
+TEXTS = ["Where was Ada born? In Oslo, in 1984.", "Who wrote the book? Benoit, in 2007."] * 3
+SMALL = Tiny.Config(hidden_size=16, layers=1, heads=2, intermediate_size=32, vocabulary=300)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny model on disk."""
+    model = Tiny(SMALL).build(TEXTS, seed=0)
+    model.save(tmp_path / "model", model.module.state_dict())
+    return tmp_path / "model"
+
+
+def test_a_saved_model_loads_with_the_same_weights_and_settings(folder: Path) -> None:
+    config = Pretrained.Config(
+        path=str(folder), max_length=77, tokens_per_micro_batch=99, prompt_format=PromptFormat()
+    )
+    loaded = Pretrained(config).load(str(folder), dtype=torch.float32)
+    made = Tiny(SMALL).build(TEXTS, seed=0)
+
+    weights = loaded.module.state_dict()
+    assert all(torch.equal(weights[n], w) for n, w in made.module.state_dict().items())
+    assert (loaded.max_length, loaded.tokens_per_micro_batch) == (77, 99)
+    pairs = [("Where was Ada born?", "In Oslo.")]
+    assert loaded.scores(pairs)[0].log_probs.tolist() == made.scores(pairs)[0].log_probs.tolist()
+
+
+def test_a_saved_model_is_a_plain_transformers_model(folder: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+
+    assert type(plain).__name__ == "LlamaForCausalLM"
+    assert plain.config._attn_implementation in ("sdpa", "eager")
+    generated = plain.generate(torch.tensor([[1, 5, 6]]), max_new_tokens=3, do_sample=False)
+    assert generated.shape[1] > 3
+
+
+def test_weights_come_in_the_precision_asked_for(folder: Path) -> None:
+    loaded = Pretrained(Pretrained.Config(path=str(folder))).load(str(folder), dtype=torch.bfloat16)
+
+    assert {p.dtype for p in loaded.module.parameters()} == {torch.bfloat16}
+
+
+def test_a_tiny_model_is_the_same_for_the_same_seed_and_another_for_another() -> None:
+    first, again, other = (Tiny(SMALL).build(TEXTS, seed=seed).module for seed in (0, 0, 1))
+
+    assert all(torch.equal(w, again.state_dict()[n]) for n, w in first.state_dict().items())
+    assert not torch.equal(first.model.embed_tokens.weight, other.model.embed_tokens.weight)
+
+
+def test_a_tiny_tokenizer_gives_every_text_back_and_splits_digits() -> None:
+    tokenizer = train_tokenizer(TEXTS, vocabulary=320)
+
+    for text in [*TEXTS, "äöü, 漢字 and a\ttab", "  spaces  "]:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.tokenize("2007") == ["2", "0", "0", "7"]
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+
+
+def test_a_skeleton_has_the_models_shape_and_no_weights(folder: Path) -> None:
+    for source in (Tiny(SMALL), Pretrained(Pretrained.Config(path=str(folder)))):
+        skeleton = source.skeleton()
+        assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+    built = Tiny(SMALL).build(TEXTS, seed=0).module
+    assert parameter_counts(skeleton) == parameter_counts(built)
+
+
+def test_the_skeleton_of_a_7b_model_needs_its_config_alone(tmp_path: Path) -> None:
+    LlamaConfig().save_pretrained(tmp_path)  # the first Llama, 7B
+    skeleton = Pretrained(Pretrained.Config(path=str(tmp_path))).skeleton()
+
+    assert parameter_counts(skeleton)[0] == 6_738_415_616  # arXiv:2302.13971, table 2: 6.7B
+
+
+def test_gradient_checkpointing_is_switched_on() -> None:
+    config = Tiny.Config(hidden_size=16, layers=1, heads=2, vocabulary=300)
+    config.gradient_checkpointing = True
+
+    assert Tiny(config).build(TEXTS, seed=0).module.is_activation_checkpointing
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "nowhere")
+    source = Pretrained(Pretrained.Config(path=path))
+
+    for attempt in (lambda: source.load(path, dtype=torch.float32), source.skeleton):
+        with pytest.raises(ModelError) as refused:
+            attempt()
+        assert repr(path) in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_folder_without_weights_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    source = Pretrained(Pretrained.Config(path=str(folder)))
+
+    with pytest.raises(ModelError, match=r"no model could be loaded from .* \(folder\): "):
+        source.load(str(folder), dtype=torch.float32)
+
+
+def test_weights_that_are_damaged_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    source = Pretrained(Pretrained.Config(path=str(folder)))
+
+    with pytest.raises(ModelError, match=r"no model could be loaded from .* \(folder\): "):
+        source.load(str(folder), dtype=torch.float32)
+
+
+def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    source = Pretrained(Pretrained.Config(path=str(folder)))
+
+    with pytest.raises(ModelError, match=r"lack 1 of the model's, such as .*up_proj.weight"):
+        source.load(str(folder), dtype=torch.float32)
+
+
+def test_weights_of_other_shapes_are_refused(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "intermediate_size": 48}))
+    source = Pretrained(Pretrained.Config(path=str(folder)))
+
+    with pytest.raises(ModelError, match=r"other shapes than its config\.json says"):
+        source.load(str(folder), dtype=torch.float32)
+
+
+def test_a_folder_without_a_tokenizer_is_named(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+    with pytest.raises(ModelError, match="no tokenizer could be loaded from"):
+        load_tokenizer(str(folder))
+
+
+def test_a_tokenizer_that_cannot_end_a_text_is_refused(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    with pytest.raises(ModelError, match=r"has no EOS token, .* set eos_token in its"):
+        load_tokenizer(str(folder))
+
+
+def test_settings_that_cannot_be_meant_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.path is empty"):
+        Pretrained(Pretrained.Config())
+    for name in ("max_length", "tokens_per_micro_batch"):
+        with pytest.raises(ConfigError, match=rf"model\.{name} must be at least 2, got 1"):
+            Tiny(Tiny.Config(**{name: 1}))
+    with pytest.raises(ConfigError, match=r"model\.hidden_size=10 must be a multiple of"):
+        Tiny(Tiny.Config(hidden_size=10)).skeleton()
+
+
+def test_the_tiny_models_of_the_tests_load_too(tmp_path: Path) -> None:
+    model = tiny.language_model()
+    model.save(tmp_path / "model", model.module.state_dict())
+    loaded = Pretrained(Pretrained.Config(path=str(tmp_path / "model"))).load(
+        str(tmp_path / "model"), dtype=torch.float32
+    )
+
+    assert loaded.generate(["t5 t6"], 4) == model.generate(["t5 t6"], 4)
