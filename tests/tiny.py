@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -81,12 +82,21 @@ class FirstBlockEveryOtherStep(FirstBlock):
         return super().forget_loss(rows)
 
 
+class BreaksOnce(GradDiff):
+    """Its forget loss is infinite at the second step of `step_rows`, for one row on one rank."""
+
+    def forget_loss(self, rows: Rows) -> Tensor:
+        broken = self.steps_done == 1 and "f1-0" in rows.ids
+        return super().forget_loss(rows) * (math.inf if broken else 1.0)
+
+
 METHODS: dict[str, tuple[type[UnlearningTrainer], Mapping[str, object]]] = {
     "finetune": (Finetune, {}),
     "grad_ascent": (GradAscent, {}),
     "grad_diff": (GradDiff, {"retain_weight": 2.0}),
     "npo": (NPO, {}),
     "npo_kl": (NPO, {"retain_loss": "kl"}),
+    "breaks_once": (BreaksOnce, {"on_nonfinite": "skip"}),
     "first_block": (FirstBlock, {}),
     "first_block_every_other_step": (FirstBlockEveryOtherStep, {}),
 }
@@ -106,10 +116,13 @@ TUNINGS: dict[str, Tuning] = {
 def tokenizer() -> PreTrainedTokenizerFast:
     """One word per token: `t3`, `t4`, ..., with end and padding tokens."""
     words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f"t{i}": i for i in range(3, VOCABULARY)}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))  # noqa: S106
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+        tokenizer_object=inner,
+        pad_token="<pad>",  # noqa: S106 - a token, not a password
+        bos_token="<bos>",  # noqa: S106
+        eos_token="<eos>",  # noqa: S106
     )
 
 
@@ -206,9 +219,9 @@ def trainer(
     plan: Sequence[Mapping[str, Sequence[Row]]],
     *,
     method: str,
+    optimizer: Optimizer,
     weighting: Weighting | None = None,
     perturbation: Perturbation | None = None,
-    optimizer: Optimizer,
     compare_every: int = 0,
     **settings: object,
 ) -> UnlearningTrainer:
@@ -232,13 +245,12 @@ def assemble(
     engine: Engine,
     reference_model: LanguageModel,
     plan: Sequence[Mapping[str, Sequence[Row]]],
-    *,
-    weighting: Weighting | None = None,
-    perturbation: Perturbation | None = None,
-    optimizer: Optimizer,
-    seed: int = 0,
+    **parts: object,
 ) -> UnlearningTrainer:
-    """A trainer with the reference that its losses need, of `plan`'s rows."""
+    """A trainer with the reference that its losses need, of `plan`'s rows.
+
+    `parts`: the trainer's own arguments `optimizer`, `weighting`, `perturbation` and `seed`.
+    """
     needed = reference_needed(kind, config)
     reference = None
     if needed == "frozen":
@@ -246,15 +258,7 @@ def assemble(
     elif needed == "cached":
         forget = [row for step in plan for row in step["forget"]]
         reference = CachedReference.build(reference_model, forget)
-    return kind(
-        config,
-        engine=engine,
-        optimizer=optimizer,
-        reference=reference,
-        weighting=weighting,
-        perturbation=perturbation,
-        seed=seed,
-    )
+    return kind(config, engine=engine, reference=reference, **parts)  # type: ignore[arg-type]
 
 
 def train(
@@ -285,7 +289,9 @@ def train(
         trainer.step(batches, learning_rate=rate)
 
 
-def local_engine(optimizer: Optimizer, *, precision: str = "fp32", **settings: object) -> LocalEngine:
+def local_engine(
+    optimizer: Optimizer, *, precision: str = "fp32", **settings: object
+) -> LocalEngine:
     """The tiny model under LocalEngine."""
     return LocalEngine(
         LocalEngine.Config(),

@@ -40,6 +40,7 @@ METHODS: list[dict[str, Any]] = [
     {"method": "npo_kl"},
 ]
 EVERYTHING = METHODS[5]
+NAN = {"method": "breaks_once", "weighting": "ngdiff", "perturbation": "sam"}
 PARTIAL: list[dict[str, Any]] = [  # losses that do not reach every parameter
     {"method": "first_block", "weighting": "ngdiff"},
     {"method": "first_block", "perturbation": "sam"},
@@ -54,6 +55,8 @@ def cases() -> list[Case]:
         variants = [
             *METHODS,
             *PARTIAL,
+            NAN,
+            {"method": "breaks_once"},
             {**EVERYTHING, "tokens": WHOLE_STEP, "tied": True},
             {"clip": 0.5, "tokens": WHOLE_STEP},
             {**EVERYTHING, "clip": 0.5, "optimizer": "adamw"},
@@ -67,10 +70,11 @@ def cases() -> list[Case]:
             {**EVERYTHING, "clip": 0.5},
             {"optimizer": "adamw", "tied": True},
             *PARTIAL[::2],
+            NAN,
         ]
         chosen += [{"stage": stage, "offload": "cpu", **variant} for variant in offloaded]
         for offload in ("none", "cpu"):
-            rounded = [{**EVERYTHING, "clip": 0.5}, PARTIAL[0], PARTIAL[2]]
+            rounded = [{**EVERYTHING, "clip": 0.5}, PARTIAL[0], PARTIAL[2], NAN]
             chosen += [
                 {"stage": stage, "offload": offload, "precision": "bf16", **variant}
                 for variant in rounded

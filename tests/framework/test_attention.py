@@ -65,13 +65,11 @@ def family(name: str, **settings: Any) -> PreTrainedModel:
 
 
 def language_model(module: PreTrainedModel) -> LanguageModel:
-    return LanguageModel(
-        module, tiny.tokenizer(), prompt_format=PromptFormat(), max_length=60
-    )
+    return LanguageModel(module, tiny.tokenizer(), prompt_format=PromptFormat(), max_length=60)
 
 
 def one_by_one(module: PreTrainedModel, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits at the scored positions, last block's states) as transformers reads each row alone."""
+    """(logits at the scored positions, first block's states) of rows that are read alone."""
     logits, states = [], []
     for row in rows:
         output = module(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True)
@@ -88,8 +86,7 @@ def test_packed_rows_are_read_as_if_alone(name):
     right, states = one_by_one(module, rows)
     flat = [p for p in module.parameters() if p.requires_grad]
     log_probs = right.log_softmax(-1)
-    targets = torch.tensor([t for r in rows for t, w in zip(r.input_ids, r.weights, strict=True) if w])
-    taken = log_probs.gather(-1, targets[:, None])[:, 0]
+    taken = log_probs.gather(-1, Rows.pack(rows).targets[:, None])[:, 0]
     gradient = torch.autograd.grad(taken.sum(), flat, allow_unused=True)
 
     model = language_model(module)

@@ -159,8 +159,6 @@ def test_a_model_is_written_as_transformers_reads_it(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     batch = Rows.pack(ROWS[:3])
-    again = LanguageModel(
-        loaded, model.tokenizer, prompt_format=model.prompt_format, max_length=64
-    )
+    again = LanguageModel(loaded, model.tokenizer, prompt_format=model.prompt_format, max_length=64)
     assert torch.equal(model.logits(batch), again.logits(batch))
     assert "attn" not in (tmp_path / "model" / "config.json").read_text()

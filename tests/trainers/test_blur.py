@@ -35,7 +35,7 @@ def test_the_scale_of_the_released_wmdp_code():
 
 
 def test_roles_swapped_keep_the_retain_gradient_whole():
-    # lower = retain: c = <g_f, g_r> / |g_r|^2 = -3/25; u = g_r + g_f - c g_r = (-3, 4) (28/25) + (1, 0)
+    # lower = retain: c = <g_f, g_r> / |g_r|^2 = -3/25, u = g_r + g_f - c g_r = 28/25 g_r + g_f
     assert direction(vector(1, 0), vector(-3, 4), lower="retain") == pytest.approx([-2.36, 4.48])
 
 
@@ -52,7 +52,8 @@ def test_the_forget_loss_falls_at_the_rate_gamma_whatever_the_retain_gradient(ga
         u = weights["forget"] * forget.double() + weights["retain"] * retain.double()
         # fp32 products inside `gram`, scaled up by alpha
         error = 1e-6 * alpha * float(retain.norm() * forget.norm())
-        assert float(u @ forget.double()) == pytest.approx(gamma * float(forget @ forget), abs=error)
+        rate = gamma * float(forget @ forget)
+        assert float(u @ forget.double()) == pytest.approx(rate, abs=error)
 
 
 def test_a_retain_loss_that_undoes_the_forgetting_leaves_gamma_times_the_forget_gradient():
@@ -72,9 +73,8 @@ def test_forgetting_what_is_to_be_kept_is_plain_gradient_ascent():
     for kind, weighting in ((GradDiff, BLUR(BLUR.Config())), (GradAscent, None)):
         optimizer = tiny.optimizer("sgd", clip=None)
         engine = tiny.local_engine(optimizer)
-        trainer = tiny.assemble(
-            kind, kind.Config(), engine, engine.model, plan, weighting=weighting, optimizer=optimizer
-        )
+        parts = {"weighting": weighting, "optimizer": optimizer}
+        trainer = tiny.assemble(kind, kind.Config(), engine, engine.model, plan, **parts)
         tiny.train(trainer, plan, tokens=1000)
         weights.append(engine.master_weights())
     assert max(float((weights[0][n] - weights[1][n]).abs().max()) for n in weights[0]) <= 1e-7

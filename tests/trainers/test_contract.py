@@ -145,7 +145,8 @@ def test_its_losses_fall(composition):
 @every_composition
 def test_one_micro_batch_of_eight_rows_is_four_of_two(composition):
     plan = tiny.step_rows(3, n=8)
-    assert apart(trained(composition, plan, pieces(8)), trained(composition, plan, pieces(2))) <= 1e-6
+    one, four = (trained(composition, plan, pieces(size)) for size in (8, 2))
+    assert apart(one, four) <= 1e-6
 
 
 @every_composition
@@ -206,9 +207,9 @@ def test_four_steps_are_two_steps_a_checkpoint_and_two_steps(composition, tmp_pa
 )
 def test_sam_of_radius_zero_is_no_perturbation_bit_for_bit(composition):
     plan = tiny.step_rows(3)
-    apart_each_step = "trainer.compare_every=1"  # then both add up one objective's gradient at a time
-    plain = trained(composition, plan, pieces(2), apart_each_step)
-    still = trained((*composition[:2], "sam"), plan, pieces(2), apart_each_step, "perturbation.rho=0")
+    each = "trainer.compare_every=1"  # then both add up one objective's gradient at a time
+    plain = trained(composition, plan, pieces(2), each)
+    still = trained((*composition[:2], "sam"), plan, pieces(2), each, "perturbation.rho=0")
     assert apart(plain, still) == 0
 
 
@@ -234,9 +235,7 @@ def test_every_number_on_record_is_of_the_whole_step(composition):
         assert found[name] == pytest.approx(right[name], rel=2e-6, abs=2e-6), name
 
 
-@pytest.mark.parametrize(
-    "composition", [c for c in ALL if not sensible(c)], ids="-".join
-)
+@pytest.mark.parametrize("composition", [c for c in ALL if not sensible(c)], ids="-".join)
 def test_what_does_not_go_together_is_refused_in_one_line(composition):
     with pytest.raises(ConfigError, match=r"set (weighting|perturbation)=none") as refused:
         build(composition, tiny.step_rows(1))
@@ -310,7 +309,10 @@ WRITTEN_OUT: dict[str, Callable[..., dict[str, torch.Tensor]]] = {
     "grad_ascent": lambda m, _, forget, retain: {"forget": -nll(m, forget)},
     "grad_diff": lambda m, _, forget, retain: {"forget": -nll(m, forget), "retain": nll(m, retain)},
     "npo": lambda m, r, forget, retain: {"forget": npo(m, r, forget), "retain": nll(m, retain)},
-    "npo_kl": lambda m, r, forget, retain: {"forget": npo(m, r, forget), "retain": kl(m, r, retain)},
+    "npo_kl": lambda m, r, forget, retain: {
+        "forget": npo(m, r, forget),
+        "retain": kl(m, r, retain),
+    },
 }
 
 

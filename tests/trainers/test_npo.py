@@ -26,7 +26,7 @@ def npo(row: Row, *, above: float = 0.0, beta: float = 0.1) -> NPO:
 
 
 def gradient_per_nll(trainer: NPO, row: Row) -> float:
-    """The loss's gradient over that of the row's negative log-likelihood, which it is parallel to."""
+    """The loss's gradient over that, parallel to it, of the row's negative log-likelihood."""
     batch = tiny.packed([row])
     loss = trainer.engine.gradient([lambda: trainer.forget_loss(batch)])
     nll = trainer.engine.gradient([lambda: -trainer.model.log_probs(batch).sum()])

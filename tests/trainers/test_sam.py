@@ -95,7 +95,7 @@ def test_the_parameters_come_back_when_the_second_gradient_fails(precision):
 
 
 def test_only_the_forget_gradient_is_perturbed():
-    # f = 1/2 |w|^2 at (3, 4) with rho = 0.5: (3.3, 4.4); r = 1/2 |w - (0, 4)|^2, unperturbed: (3, 0)
+    # at (3, 4) with rho = 0.5: f = 1/2 |w|^2 gives (3.3, 4.4); r = 1/2 |w - (0, 4)|^2 gives (3, 0)
     optimizer = tiny.optimizer("sgd", clip=None, learning_rate=1.0)
     engine = tiny.point_engine(3.0, 4.0, optimizer=optimizer)
     trainer = tiny.Bowls(
