@@ -24,7 +24,7 @@ class Optimizer(ABC):
         """The learning rate and how it changes."""
 
         learning_rate: float | None = None
-        """Peak learning rate, > 0; null: 1e-5, or 3e-4 for a tiny model."""
+        """Peak learning rate, > 0; null: 1e-5, or 5e-4 for a tiny model."""
         schedule: Literal["constant", "linear", "cosine"] = "constant"
         """What follows warm-up: constant, or decay to 0 at the last step."""
         warmup: float = 0.0

@@ -98,7 +98,7 @@ def _filled(config: DictConfig) -> list[str]:
     if config.get("precision") == "auto":
         filled.append(f"precision={'bf16' if torch.cuda.is_available() else 'fp32'}")
     if "optimizer" in config and config.optimizer.get("learning_rate", 0.0) is None:
-        filled.append(f"optimizer.learning_rate={3e-4 if is_tiny(config) else 1e-5}")
+        filled.append(f"optimizer.learning_rate={5e-4 if is_tiny(config) else 1e-5}")
     if "output" in config and config.output is None and "trainer" in config:
         filled.append(f"output=runs/{run_name(config)}")
     return filled

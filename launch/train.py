@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
 from framework import Tracker, build, distributed
@@ -46,9 +46,13 @@ def main(arguments: list[str]) -> None:
         distributed.barrier()
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        save(config, folder / "config.yaml")
+        if not (folder / "config.yaml").is_file():  # left by a start that failed
+            (folder / "reference.pt").unlink(missing_ok=True)
     distributed.barrier()
-    run(config, assemble(config, benchmark, folder=folder), folder)
+    parts = assemble(config, benchmark, folder=folder)
+    if distributed.is_main():
+        save(config, folder / "config.yaml")
+    run(config, parts, folder)
 
 
 def run(config: DictConfig, parts: Assembly, folder: Path) -> None:
@@ -71,7 +75,9 @@ def run(config: DictConfig, parts: Assembly, folder: Path) -> None:
     )
     exit_code = 1
     try:
-        checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
+        checkpoints = Checkpoints(
+            folder / "checkpoints", keep=config.keep_checkpoints, config=OmegaConf.to_yaml(config)
+        )
         resume(config, checkpoints, parts, tracker)
 
         def evaluate(step: int) -> Evaluation:
