@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -55,7 +56,7 @@ class ModelSource:
         tokenizer = load_tokenizer(path, revision)
         disable_progress_bar()  # of loading and saving: seconds of work, a line each in a log
         try:
-            module, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision,
                 dtype=dtype,
@@ -64,6 +65,7 @@ class ModelSource:
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(_cannot_load("model", path, error)) from error
+        module, found = loaded
         missing = sorted(found["missing_keys"])
         if missing:  # transformers warns and makes them up
             raise ModelError(

@@ -72,8 +72,7 @@ class UnlearningTrainer:
         self.engine = engine
         self.model = engine.model
         self.optimizer = optimizer
-        if config.retain_loss == "none":
-            self.objectives = tuple(name for name in self.objectives if name != "retain")
+        self.objectives = objectives_of(type(self), config)
         self._reference = reference
         self.weighting = weighting if weighting is not None else self.default_weighting()
         self.perturbation = perturbation
@@ -81,7 +80,7 @@ class UnlearningTrainer:
         self.skipped_steps = 0
         self.steps_done = 0
         self._last: _StepRecord | None = None
-        check_parts(self)
+        check_parts(self.objectives, self.weighting, perturbation)
 
     # ---- what a method states --------------------------------------------------------------------
 
@@ -300,15 +299,23 @@ def _counter_seed(*place: int) -> int:
     return value
 
 
-def check_parts(trainer: UnlearningTrainer) -> None:
+def objectives_of(
+    kind: type[UnlearningTrainer], config: UnlearningTrainer.Config
+) -> tuple[str, ...]:
+    """The objectives that a method has under its config."""
+    dropped = {"retain"} if config.retain_loss == "none" else set()
+    return tuple(name for name in kind.objectives if name not in dropped)
+
+
+def check_parts(
+    objectives: tuple[str, ...], weighting: Weighting | None, perturbation: Perturbation | None
+) -> None:
     """Raise ConfigError for parts that do not go together."""
-    weighting, objectives = trainer.weighting, trainer.objectives
-    if weighting.needs_gram and len(objectives) < 2:
+    if weighting is not None and weighting.needs_gram and len(objectives) < 2:
         raise ConfigError(
             f"weighting={type(weighting).__name__} balances two objectives, but this run has only "
             f"{objectives[0]}; set weighting=none, or a method and trainer.retain_loss with both"
         )
-    perturbation = trainer.perturbation
     if perturbation is not None and not set(perturbation.objectives) & set(objectives):
         raise ConfigError(
             f"perturbation={type(perturbation).__name__} perturbs the "

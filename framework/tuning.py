@@ -114,7 +114,18 @@ class LoRA(Tuning):
         )
         with warnings.catch_warnings():  # peft 0.21 calls transformers 5.23 by a deprecated name
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            wrapped: PreTrainedModel = get_peft_model(module, settings)  # type: ignore[assignment]
+            try:
+                wrapped: PreTrainedModel = get_peft_model(module, settings)  # type: ignore[assignment]
+            except ValueError as error:
+                linear = {
+                    n.rpartition(".")[2]
+                    for n, m in module.named_modules()
+                    if isinstance(m, nn.Linear)
+                }
+                raise ConfigError(
+                    f"tuning.targets={targets} names no linear layer of the model; it has "
+                    f"{', '.join(sorted(linear))}"
+                ) from error
         return wrapped
 
     def export(

@@ -21,9 +21,10 @@ from framework.loading import ModelSource, Pretrained, Tiny
 from framework.parts import Selection
 from framework.reference import CachedReference, FrozenReference, Reference
 from framework.sampler import ForgetRetainSampler
-from framework.trainer import reference_needed
+from framework.trainer import check_parts, objectives_of, reference_needed
 from framework.tuning import Tuning
 
+from .outcome import references_of
 from .prepare import prepared
 
 
@@ -37,6 +38,21 @@ class Assembly:
     engine: Engine
     trainer: UnlearningTrainer
     sampler: ForgetRetainSampler
+
+
+def check(config: DictConfig) -> None:
+    """Refuse what can be refused before anything is made or loaded."""
+    method, settings = part_of(config.trainer)
+    reference_needed(method, settings)
+    objectives = objectives_of(method, settings)
+    check_parts(objectives, build(config.weighting), build(config.perturbation))
+    build(config.optimizer)
+    build(config.tuning).apply(build(config.model).skeleton())
+    if "stage" in config.zero:
+        from framework.zero import check_supported
+
+        check_supported(part_of(config.zero)[1], config.precision)
+    references_of(config)
 
 
 def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assembly:

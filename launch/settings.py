@@ -63,6 +63,17 @@ class RunSettings:
     cache: str = "~/.cache/lethe"
     """Where the target and gold models of tiny models are kept."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        if not 0 < self.epochs < math.inf:
+            raise ConfigError(f"epochs must be a number > 0, got {self.epochs:g}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"max_steps must be at least 1 or null, got {self.max_steps}")
+        least = {"batch_size": 1, "keep_checkpoints": 1, "save_every": 0, "log_every": 0}
+        for name, allowed in {**least, "evaluate_every": 0}.items():
+            if getattr(self, name) < allowed:
+                raise ConfigError(f"{name} must be at least {allowed}, got {getattr(self, name)}")
+
 
 def parse(
     arguments: Sequence[str], *, entry: str, schema: type, about: str
@@ -158,10 +169,6 @@ def _first_difference(path: str, now: Any, before: Any) -> tuple[str, Any, Any]:
 
 def steps_of(config: DictConfig, steps_per_epoch: int) -> int:
     """How many optimizer steps the run takes."""
-    if config.epochs <= 0:
-        raise ConfigError(f"epochs must be > 0, got {config.epochs:g}")
-    if config.max_steps is not None and config.max_steps < 1:
-        raise ConfigError(f"max_steps must be at least 1 or null, got {config.max_steps}")
     steps: int = math.ceil(config.epochs * steps_per_epoch)
     limit: int | None = config.max_steps
     return steps if limit is None else min(steps, limit)

@@ -38,6 +38,7 @@ def train_side_by_side(runs: Mapping[str, Sequence[str]], *, log: Path) -> None:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+            stack.callback(process.wait)
             stack.callback(process.kill)
             folder = Path(next(o.split("=", 1)[1] for o in overrides if o.startswith("output=")))
             processes[name] = (process, _Watched(name, folder, stack))

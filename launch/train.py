@@ -22,7 +22,7 @@ from framework.evaluation.benchmark import Benchmark, Evaluation
 from framework.loop import Loop, train
 from framework.terminal import say
 
-from .assembly import Assembly, assemble
+from .assembly import Assembly, assemble, check
 from .dry_run import dry_run
 from .entry import run_entry
 from .outcome import evaluation_of, record_run, references_of, show, write_evaluation
@@ -33,6 +33,7 @@ from .settings import RunSettings, check_same, label, needs_target, parse, run_n
 def main(arguments: list[str]) -> None:
     """The whole run."""
     config, options = parse(arguments, entry="train", schema=RunSettings, about=__doc__ or "")
+    check(config)
     benchmark: Benchmark = build(config.benchmark)
     if options.dry_run:
         dry_run(config, benchmark)
