@@ -168,19 +168,30 @@ def encode_prompt(
     At most `max_length` of them, cut from the left with a warning. Raises DataError when there is
     nothing to continue: an empty prompt and a tokenizer without a BOS token.
     """
-    [ids] = _prompt_ids([prompt], tokenizer, prompt_format)
-    if not ids:
+    return encode_prompts([prompt], tokenizer, prompt_format, max_length)[0]
+
+
+def encode_prompts(
+    prompts: Sequence[str],
+    tokenizer: Tokenizer,
+    prompt_format: PromptFormat,
+    max_length: int | None = None,
+) -> list[list[int]]:
+    """The tokens to continue of each prompt, see `encode_prompt`; one warning for all."""
+    encoded = _prompt_ids(prompts, tokenizer, prompt_format)
+    if not all(encoded):
         raise DataError(
             "cannot generate from an empty prompt: the tokenizer has no BOS token to start from; "
             "give the prompt some text"
         )
     if max_length is None:
-        return ids
-    kept, _, lost, _ = _fit(ids, [], tokenizer.bos_token_id, max_length)
-    if lost:
-        report = Truncation(1, max_length, prompt_tokens={prompt[:40]: lost})
+        return encoded
+    fitted = [_fit(ids, [], tokenizer.bos_token_id, max_length) for ids in encoded]
+    cut = {p[:40]: lost for p, (_, _, lost, _) in zip(prompts, fitted, strict=True) if lost}
+    if cut:
+        report = Truncation(len(prompts), max_length, prompt_tokens=cut)
         warnings.warn(report.describe(), TruncationWarning, stacklevel=2)
-    return kept
+    return [ids for ids, _, _, _ in fitted]
 
 
 def encode_all(

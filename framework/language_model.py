@@ -25,7 +25,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from . import attention
 from .data import Row, Rows, partition
 from .distributed import all_gather_objects, rank, sum_over_ranks, world_size
-from .encoding import PromptFormat, encode_pairs, encode_prompt
+from .encoding import PromptFormat, encode_pairs, encode_prompts
 from .errors import ModelError
 from .terminal import progress
 
@@ -191,7 +191,13 @@ class LanguageModel:
         if not prompts:
             return []
         room = self._positions() - max_new_tokens
-        ids = [encode_prompt(p, self.tokenizer, self.prompt_format, room) for p in prompts]
+        if room < 1:
+            raise ModelError(
+                f"an answer of {max_new_tokens} tokens leaves no room for its prompt: the model "
+                f"reads {self._positions()} tokens; lower benchmark.max_new_tokens or raise "
+                "model.max_length"
+            )
+        ids = encode_prompts(prompts, self.tokenizer, self.prompt_format, room)
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         mine: dict[int, str] = {}
         batches = list(_batches_of_prompts(order, [len(x) for x in ids], max_new_tokens))

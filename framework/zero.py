@@ -121,6 +121,7 @@ class ZeroEngine(Engine):
             model.cast(torch.bfloat16)
         self._names = {p: n for n, p in trainable_parameters(model.module)}
         groups = optimizer_groups(list(self._names))
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed wants it of a process nobody launched
         with redirect_stdout(io.StringIO()):  # it prints its memory and its compiler's success
             self.deepspeed = deepspeed.initialize(
                 model=model.module,

@@ -2,12 +2,15 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
+from typing import TextIO
 
 import torch
 
 from framework.distributed import disconnect
 from framework.errors import LetheError
+from framework.terminal import say
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -24,6 +27,7 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     ]
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it has to find out
+    warnings.showwarning = _show_warning
     try:
         main(arguments)
     except LetheError as error:
@@ -33,3 +37,19 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     disconnect()
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings are of the user's rows and settings: one line, without a place in code."""
+    if category.__module__.partition(".")[0] == "framework":
+        say(f"warning: {message}")
+        return
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(text, file=file or sys.stderr, end="")
