@@ -26,6 +26,7 @@ from framework.tuning import Tuning
 
 from .outcome import references_of
 from .prepare import prepared
+from .settings import is_sharded
 
 
 @dataclass
@@ -48,10 +49,15 @@ def check(config: DictConfig) -> None:
     check_parts(objectives, build(config.weighting), build(config.perturbation))
     build(config.optimizer)
     build(config.tuning).apply(build(config.model).skeleton())
-    if "stage" in config.zero:
+    ranks = distributed.intended_world_size()
+    if is_sharded(config):
         from framework.zero import check_supported
 
         check_supported(part_of(config.zero)[1], config.precision)
+    elif ranks > 1:
+        raise ConfigError(
+            f"zero=none is for one process, this run has {ranks}; type zero=2 (or 1, 3)"
+        )
     references_of(config)
 
 

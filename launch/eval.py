@@ -22,8 +22,9 @@ from framework.errors import ConfigError
 from framework.loading import ModelSource
 
 from .entry import run_entry
-from .outcome import references_of, show, write_evaluation
-from .settings import as_overrides, label, parse
+from .outcome import make_folder, references_of, show, write_evaluation
+from .prepare import EVALUATION, ROLES, prepared
+from .settings import as_overrides, label, needs_target, parse
 
 
 @dataclass
@@ -33,13 +34,15 @@ class EvalSettings:
     run: str | None = None
     """A finished run: its model is measured on its benchmark."""
     output: str | None = None
-    """The folder of evaluation.json; null: the run's folder, or the model's own."""
+    """The folder of evaluation.json; null: the run's, the model's own, or runs/eval-<model> where
+    the model comes from the hub."""
     label: str | None = None
     """The model's name in tables; null: the run's method, or the folder's name."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     target: str | None = None
-    """The run or evaluation.json of the model before unlearning, shown beside the result."""
+    """The run or evaluation.json of the model before unlearning, shown beside the result; `run`
+    brings its own."""
     gold: str | None = None
     """The run or evaluation.json of a model that never saw the forget rows; likewise."""
 
@@ -51,17 +54,18 @@ def main(arguments: list[str]) -> None:
         distributed.connect()
     benchmark: Benchmark = build(config.benchmark)
     source: ModelSource = build(config.model)
+    references = references_of(config)
     path = config.model.get("path")
     if path is None:
         raise ConfigError("launch.eval measures a model that exists; type model.path=<folder>")
+    folder = _output(config)
+    make_folder(folder)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model = source.load(path, dtype=dtype, revision=config.model.revision)
     model.move(distributed.device())
     model.check_packing()
-    references = references_of(config)
     measured = benchmark.measure(model, references.get("gold"))
     name = config.label or _label(config)
-    folder = Path(config.output or config.run or path)
     write_evaluation(folder, measured, references, benchmark, name)
     show(benchmark, name, measured, references)
 
@@ -79,7 +83,24 @@ def _of_run(arguments: list[str]) -> list[str]:
     model = plain(earlier.model)
     reading = {key: model[key] for key in ("max_length", "prompt_format")}
     taken += as_overrides("benchmark", earlier.benchmark) + as_overrides("model", reading)
-    return [*taken, *arguments]
+    return [*taken, *_references(earlier), *arguments]
+
+
+def _references(earlier: DictConfig) -> list[str]:
+    """The target and gold that a run was compared with, as far as they are still there."""
+    known = {role: earlier[role] for role in ROLES}
+    if needs_target(earlier):
+        made = prepared(earlier, build(earlier.benchmark))
+        there = {role: path for role, path in made.items() if (path / EVALUATION).is_file()}
+        known |= {role: path for role, path in there.items() if known[role] is None}
+    return [f"{role}={path}" for role, path in known.items() if path is not None]
+
+
+def _output(config: DictConfig) -> Path:
+    if config.output or config.run:
+        return Path(config.output or config.run)
+    model = Path(config.model.path)
+    return model if model.is_dir() else Path("runs") / f"eval-{model.name}"
 
 
 def _label(config: DictConfig) -> str:

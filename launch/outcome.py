@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from framework import distributed
-from framework.errors import DataError
+from framework.errors import ConfigError, DataError
 from framework.evaluation.benchmark import Benchmark, Evaluation
 from framework.terminal import table
 
@@ -40,6 +40,22 @@ def record_run(
         "hardware": _hardware(),
     }
     _write(folder / "run.json", content)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run or an evaluation, before anything is computed for it."""
+    if not distributed.is_main():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={folder} cannot be made: {error.strerror}") from error
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` has come to its end."""
+    record = folder / "run.json"
+    return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8"))["finished"])
 
 
 def write_evaluation(

@@ -81,14 +81,15 @@ def parse(
     """The resolved config of `entry` and the options beside it; --help ends the process."""
     parser = argparse.ArgumentParser(prog=f"python -m launch.{entry}", add_help=False)
     parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--dry-run", action="store_true")
+    if entry == "train":
+        parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--config", type=Path)
     parser.add_argument("overrides", nargs="*")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise ConfigError(
-            f"unknown option {unknown[0]!r}; there are --help, --dry-run, --config FILE, and "
-            "settings as key=value"
+            f"unknown option {unknown[0]!r}; there are --help, --config FILE, "
+            f"{'--dry-run, ' if entry == 'train' else ''}and settings as key=value"
         )
     if options.help:
         print(help_text(entry, schema, about))
@@ -113,6 +114,11 @@ def _filled(config: DictConfig) -> list[str]:
     if "output" in config and config.output is None and "trainer" in config:
         filled.append(f"output=runs/{run_name(config)}")
     return filled
+
+
+def is_sharded(config: DictConfig) -> bool:
+    """Whether the run goes through DeepSpeed."""
+    return str(config.zero["class"]) != "framework.engine.LocalEngine"
 
 
 def is_tiny(config: DictConfig) -> bool:
@@ -193,8 +199,11 @@ def help_text(entry: str, schema: type, about: str) -> str:
         *_columns(
             "--config FILE", "start from a resolved config, such as runs/x/config.yaml", width
         ),
-        *_columns("--dry-run", "say what would be done and needed; load nothing large", width),
     ]
+    if entry == "train":
+        lines += _columns(
+            "--dry-run", "say what would be done and needed; load nothing large", width
+        )
     return "\n".join(lines)
 
 

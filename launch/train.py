@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from framework import Tracker, build, distributed
 from framework.checkpoint import Checkpoints
 from framework.config import load, part_of, plain, save
-from framework.errors import CheckpointError, ConfigError, RunExistsError
+from framework.errors import CheckpointError, RunExistsError
 from framework.evaluation.benchmark import Benchmark, Evaluation
 from framework.loop import Loop, train
 from framework.terminal import say
@@ -25,9 +25,26 @@ from framework.terminal import say
 from .assembly import Assembly, assemble, check
 from .dry_run import dry_run
 from .entry import run_entry
-from .outcome import evaluation_of, record_run, references_of, show, write_evaluation
+from .outcome import (
+    evaluation_of,
+    is_finished,
+    make_folder,
+    record_run,
+    references_of,
+    show,
+    write_evaluation,
+)
 from .prepare import prepare, prepared
-from .settings import RunSettings, check_same, label, needs_target, parse, run_name, steps_of
+from .settings import (
+    RunSettings,
+    check_same,
+    is_sharded,
+    label,
+    needs_target,
+    parse,
+    run_name,
+    steps_of,
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -40,15 +57,18 @@ def main(arguments: list[str]) -> None:
         return
     folder = Path(config.output)
     check_output(config, folder)
-    connect(config)
+    if is_finished(folder):
+        say(f"{folder} is finished; nothing is left to do")
+        return
+    if distributed.launched() or is_sharded(config):
+        distributed.connect()
     if needs_target(config):
         if distributed.is_main():
             prepare(config, benchmark)
         distributed.barrier()
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.yaml").is_file():  # left by a start that failed
-            (folder / "reference.pt").unlink(missing_ok=True)
+    make_folder(folder)
+    if distributed.is_main() and not (folder / "config.yaml").is_file():
+        (folder / "reference.pt").unlink(missing_ok=True)  # left by a start that failed
     distributed.barrier()
     parts = assemble(config, benchmark, folder=folder)
     if distributed.is_main():
@@ -120,18 +140,6 @@ def check_output(config: DictConfig, folder: Path) -> None:
             "resume=auto"
         )
     check_same(config, load(folder / "config.yaml"))
-
-
-def connect(config: DictConfig) -> None:
-    """Join the other processes where there are any; refuse what one process cannot do."""
-    sharded = config.zero["class"] != "framework.engine.LocalEngine"
-    if distributed.launched() or sharded:
-        distributed.connect()
-    if distributed.world_size() > 1 and not sharded:
-        raise ConfigError(
-            f"zero=none is for one process, this run has {distributed.world_size()}; type zero=2 "
-            "(or 1, 3)"
-        )
 
 
 def resume(config: DictConfig, checkpoints: Checkpoints, parts: Assembly, tracker: Tracker) -> None:

@@ -1,4 +1,4 @@
-"""Entry points run in this process as a shell would run them, on models made once for the folder."""
+"""Entry points run in this process as a shell would run them, on models that are made once."""
 
 from __future__ import annotations
 

@@ -1,63 +1,78 @@
 """The frame of entry points: one line and exit code 2 for a user's mistake."""
 
+from __future__ import annotations
+
 import os
 import signal
-import subprocess
 import sys
+import warnings
 
 import pytest
 
-PROGRAM = """
-import os, signal, sys
+from framework.encoding import TruncationWarning
 from framework.errors import DataError
 from launch.entry import run_entry
 
-def main(arguments):
+
+def main(arguments: list[str]) -> None:
     if "interrupt" in arguments:
         os.kill(os.getpid(), signal.SIGINT)
     if "mistake" in arguments:
         raise DataError("there are no rows")
     if "defect" in arguments:
         raise ZeroDivisionError("ours")
-    print(arguments)
-
-run_entry(main)
-"""
-
-
-def run(*arguments: str, rank: int = 0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        env={**os.environ, "RANK": str(rank)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    if "warnings" in arguments:
+        warnings.warn("2 rows were cut", TruncationWarning, stacklevel=1)
+        warnings.warn("of a library", FutureWarning, stacklevel=1)
+    print(arguments)  # noqa: T201 - a command prints its results
 
 
-def test_a_users_mistake_is_one_line_on_rank_0() -> None:
-    ended = run("mistake")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "error: there are no rows\n")
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs `main` with arguments: its exit code, and what it said on both streams."""
 
-    elsewhere = run("mistake", rank=1)
-    assert (elsewhere.returncode, elsewhere.stderr) == (2, "")
+    def with_arguments(*arguments: str) -> tuple[int | str | None, str, str]:
+        monkeypatch.setattr(sys, "argv", ["main", *arguments])
+        code: int | str | None = 0
+        try:
+            run_entry(main)
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return with_arguments
 
 
-def test_our_own_defect_keeps_its_traceback() -> None:
-    ended = run("defect")
-
-    assert ended.returncode == 1
-    assert "Traceback" in ended.stderr
+def test_a_users_mistake_is_one_line(run) -> None:
+    assert run("mistake") == (2, "", "error: there are no rows\n")
 
 
-def test_an_interrupt_leaves_as_shells_expect() -> None:
-    ended = run("interrupt")
+def test_a_users_mistake_is_told_by_one_process_alone(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
 
-    assert ended.returncode == 128 + signal.SIGINT
-    assert "Traceback" not in ended.stderr
+    assert run("mistake") == (2, "", "")
+
+
+def test_our_own_defect_keeps_its_traceback(run) -> None:
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        run("defect")
+
+
+def test_an_interrupt_leaves_as_shells_expect(run) -> None:
+    assert run("interrupt") == (128 + signal.SIGINT, "", "")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_of_rows_is_one_line_and_a_librarys_says_where(run) -> None:
+    code, _, said = run("warnings")
+    first, second, *_ = said.splitlines()
+
+    assert code == 0
+    assert first == "warning: 2 rows were cut"
+    assert second.endswith("FutureWarning: of a library")
+    assert second.startswith(__file__)
 
 
 @pytest.mark.parametrize("launchers", ["--local_rank=1", "--local-rank=1"])
-def test_what_a_launcher_appends_is_not_an_argument_of_ours(launchers: str) -> None:
-    assert run("trainer=npo", launchers).stdout == "['trainer=npo']\n"
+def test_what_a_launcher_appends_is_not_an_argument_of_ours(launchers: str, run) -> None:
+    assert run("trainer=npo", launchers)[1] == "['trainer=npo']\n"

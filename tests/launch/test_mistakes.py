@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
-
-from framework.encoding import TruncationWarning
-from framework.sampler import OverlapWarning
 
 SETTINGS = {
-    "trainer=npoo": "no trainer is called 'npoo'; did you mean 'npo'? (choices: finetune, grad_",
+    "trainer=npoo": "no trainer is called 'npoo'; did you mean 'npo'? (choices: ",
     "trainer.bta=0.5": "unknown setting 'trainer.bta'; did you mean 'beta'? (settings: ",
     "trainer.beta=abc": "trainer.beta must be a float, got 'abc'",
     "max_steps=2.5": "max_steps must be an int or null, got 2.5",
@@ -22,7 +16,7 @@ SETTINGS = {
     "epoch=3": "unknown setting 'epoch'; did you mean 'epochs'? (settings: ",
     "zero=off": "no zero is called 'off' (choices: 0, 1, 2, 2_offload, 3, 3_offload, none)",
     "npo": "'npo' is not of the form key=value, such as trainer=npo",
-    "--dryrun": "unknown option '--dryrun'; there are --help, --dry-run, --config FILE, and ",
+    "--dryrun": "unknown option '--dryrun'; there are --help, --config FILE, --dry-run, ",
     "--config=nowhere.yaml": "no config file at nowhere.yaml",
     "max_steps=0": "max_steps must be at least 1 or null, got 0",
     "epochs=0": "epochs must be a number > 0, got 0",
@@ -33,7 +27,7 @@ SETTINGS = {
     "model.heads=3": "model.hidden_size=16 must be a multiple of model.heads=3",
     "benchmark.limit=0": "benchmark.limit must be at least 1 row or null, got 0",
     "finetune_on=target": "finetune_on=target is for trainer=finetune; trainer=npo forgets",
-    "gold=nowhere": "there is no evaluation at nowhere; make one: python -m launch.eval run=nowhere",
+    "gold=nowhere": "there is no evaluation at nowhere; make one: python -m launch.eval run=now",
     "keep_checkpoints=0": "keep_checkpoints must be at least 1, got 0",
     "log_every=-1": "log_every must be at least 0, got -1",
 }
@@ -78,3 +72,141 @@ def test_settings_that_do_not_go_together_are_one_line(
 
     assert said.startswith(COMBINATIONS[given])
     assert not (output / "config.yaml").exists()
+
+
+@pytest.fixture
+def model(shell, tmp_path: Path) -> Path:
+    """A copy of the small target model."""
+    shell.train(f"output={tmp_path / 'made'}", "max_steps=1", "evaluate=false", "save_every=0")
+    return (tmp_path / "made" / "model").rename(tmp_path / "model")
+
+
+@pytest.fixture
+def lume(tmp_path: Path) -> Path:
+    """Four rows to forget and four to keep, in LUME's form."""
+    folder = tmp_path / "lume"
+    folder.mkdir()
+    for split in ("forget", "retain"):
+        write(folder, split, [row(f"{split}{i}qa0", f"Who is {split} {i}?") for i in range(4)])
+    return folder
+
+
+def row(row_id: str, question: str, answer: str = "Nobody you know.") -> dict[str, str]:
+    return {"id": row_id, "input": question, "output": answer, "task": "Task1", "split": ""}
+
+
+def write(folder: Path, split: str, rows: list[dict[str, str]]) -> None:
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def given(model: Path, lume: Path, output: Path) -> list[str]:
+    return [
+        *("model=pretrained", f"model.path={model}", "benchmark=lume", f"benchmark.path={lume}"),
+        *("benchmark.max_new_tokens=4", f"output={output}", "tracker=none", "max_steps=1"),
+    ]
+
+
+def test_an_empty_forget_set_is_one_line(shell, model: Path, lume: Path, tmp_path: Path) -> None:
+    write(lume, "forget", [])
+    said = shell.mistake("train", *given(model, lume, tmp_path / "run"))
+
+    assert said == f"{lume / 'forget.jsonl'} holds no rows"
+
+
+def test_a_line_that_is_no_json_is_named(shell, model: Path, lume: Path, tmp_path: Path) -> None:
+    with (lume / "retain.jsonl").open("a") as file:
+        file.write("{broken\n")
+    said = shell.mistake("train", *given(model, lume, tmp_path / "run"))
+
+    assert said.startswith(f"{lume / 'retain.jsonl'}:5: not valid JSON (")
+
+
+@pytest.mark.filterwarnings("default")
+def test_rows_to_forget_and_to_keep_are_named_in_a_warning(
+    shell, model: Path, lume: Path, tmp_path: Path
+) -> None:
+    both = row("forget1qa0", "Who is forget 1?")
+    write(lume, "retain", [row(f"r{i}qa0", f"Who is {i}?") for i in range(4)] + [both])
+    ended = shell.run("train", *given(model, lume, tmp_path / "run"))
+
+    assert ended.code == 0
+    assert ended.err.splitlines()[0] == (
+        "warning: 1 rows are both to be forgotten and to be kept: 'forget1qa0'; remove them from "
+        "one of the two"
+    )
+
+
+@pytest.mark.filterwarnings("default")
+def test_rows_longer_than_the_context_are_named_with_what_they_lost(
+    shell, model: Path, lume: Path, tmp_path: Path
+) -> None:
+    write(lume, "forget", [row("longsc1", "word " * 200), row("shortqa0", "Who?")])
+    ended = shell.run("train", *given(model, lume, tmp_path / "run"), "model.max_length=64")
+
+    assert ended.code == 0
+    said = ended.err.splitlines()[0]
+    assert said.startswith("warning: forget: 1 of 2 rows are longer than 64 tokens: 1 lost ")
+    assert said.endswith(" prompt tokens ('longsc1')")
+
+
+def test_an_answer_longer_than_the_context_is_refused(
+    shell, model: Path, lume: Path, tmp_path: Path
+) -> None:
+    said = shell.mistake(
+        "eval",
+        *("benchmark=lume", f"benchmark.path={lume}", f"model.path={model}"),
+        *("benchmark.max_new_tokens=100000",),
+    )
+
+    assert said.startswith("an answer of 100000 tokens leaves no room for its prompt: ")
+
+
+def test_a_tokenizer_that_cannot_end_a_text_is_refused(
+    shell, model: Path, lume: Path, tmp_path: Path
+) -> None:
+    file = model / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings.pop("eos_token")
+    file.write_text(json.dumps(settings))
+    said = shell.mistake("train", *given(model, lume, tmp_path / "run"))
+
+    assert said.startswith(f"the tokenizer at {model} has no EOS token")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_weights_that_are_damaged_are_one_line(
+    shell, model: Path, lume: Path, tmp_path: Path
+) -> None:
+    (model / "model.safetensors").write_bytes(b"damaged")
+    said = shell.mistake("train", *given(model, lume, tmp_path / "run"))
+
+    assert said.startswith(f"no model could be loaded from {str(model)!r} (folder): ")
+
+
+def test_a_start_that_failed_can_be_repeated_with_the_same_output(
+    shell, model: Path, lume: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    moved = model.rename(tmp_path / "elsewhere")
+    shell.mistake("train", *given(model, lume, output))
+    ended = shell.run("train", *given(moved, lume, output))
+
+    assert ended.code == 0, ended.err
+
+
+def test_an_output_that_cannot_be_made_is_one_line(shell, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "run"
+    said = shell.mistake("train", *shell.small(f"output={output}"))
+
+    assert said == f"output={output} cannot be made: Not a directory"
+
+
+def test_evaluating_what_is_no_run_is_one_line(shell, tmp_path: Path) -> None:
+    assert shell.mistake("eval", f"run={tmp_path}") == (
+        f"{tmp_path} holds no finished run (no model/ in it)"
+    )
+    assert shell.mistake("eval").startswith("model.path is empty; type model.path=")
+    assert shell.mistake("eval", "model=tiny").startswith(
+        "launch.eval measures a model that exists"
+    )

@@ -1,0 +1,303 @@
+"""`launch.train`: what a run leaves, how it is repeated, how it goes on after it was cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from framework.config import choices
+from launch.settings import CONFIGS
+
+ROOT = Path(__file__).parents[2]
+SCHEDULE = ["optimizer.schedule=cosine", "optimizer.warmup=0.3", "perturbation=sam"]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Inside, the kernel refuses to let a file grow beyond `size` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+def steps_in(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of this file lie."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def whole(shell, runs: Path) -> Path:
+    """A run of six steps that nothing cut off, made once."""
+    folder = runs / "whole"
+    if not folder.exists():
+        shell.train(f"output={folder}", "max_steps=6", "save_every=3", *SCHEDULE)
+    return folder
+
+
+@pytest.fixture
+def killed(shell, runs: Path) -> Callable[[str, int], list[str]]:
+    """Kills a run like `whole` at a checkpoint, and gives the arguments that it was begun with."""
+
+    def kill(when: str, step: int) -> list[str]:
+        folder = runs / f"{when}-{step}"
+        arguments = shell.small(f"output={folder}", "max_steps=6", "save_every=3", *SCHEDULE)
+        ended = subprocess.run(
+            [sys.executable, str(ROOT / "tests/launch/killed.py"), when, str(step), *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        return arguments
+
+    return kill
+
+
+@pytest.mark.parametrize("entry", ["train", "eval"])
+def test_help_lists_every_group_and_its_choices(entry: str, shell) -> None:
+    ended = shell.run(entry, "--help")
+    words = ended.out.replace(",", " ").split()
+
+    assert (ended.code, ended.err) == (0, "")
+    groups = (
+        ["benchmark", "model"] if entry == "eval" else sorted(p.name for p in CONFIGS.glob("*/"))
+    )
+    for group in groups:
+        assert any(word.startswith(f"{group}=") for word in words), group
+        assert set(choices(CONFIGS, group)) <= set(words), group
+    assert f"python -m launch.{entry}" in ended.out
+    assert {"--config", "FILE"} <= set(words)
+    assert ("--dry-run" in words) == (entry == "train")
+
+
+@pytest.mark.parametrize("entry", ["demo", "report"])
+def test_help_shows_the_command_and_its_options(entry: str, shell) -> None:
+    ended = shell.run(entry, "--help")
+
+    assert (ended.code, ended.err) == (0, "")
+    assert f"python -m launch.{entry}" in ended.out
+    assert "--output" in ended.out
+
+
+def test_a_run_leaves_what_it_promises(whole: Path, shell, evaluation) -> None:
+    assert {
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "checkpoints",
+        "model",
+        "reference.pt",
+    } == {path.name for path in whole.iterdir()}
+    assert steps_in(whole) == [1, 2, 3, 4, 5, 6, 6]  # the last line holds the evaluation
+    record = json.loads((whole / "run.json").read_text())
+    assert (record["finished"], record["steps"], record["world_size"]) == (True, 6, 1)
+    assert [path.name for path in (whole / "checkpoints").iterdir()] == ["step-00000006"]
+    measured = evaluation(whole)
+    assert measured["label"] == "sam x npo"
+    assert measured["target"]["metrics"].keys() == measured["gold"]["metrics"].keys()
+    assert set(measured["headline"]) <= measured["metrics"].keys()
+
+
+def test_the_result_is_a_plain_transformers_model(whole: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(whole / "model")
+    tokenizer = AutoTokenizer.from_pretrained(whole / "model")
+    prompt = tokenizer("Q: Where was", return_tensors="pt", return_token_type_ids=False)
+
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.generate(**prompt, max_new_tokens=2).shape[1] > prompt["input_ids"].shape[1]
+
+
+def test_a_resolved_config_repeats_the_run_bit_for_bit(
+    whole: Path, shell, weights, evaluation, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    ended = shell.run("train", "--config", str(whole / "config.yaml"), f"output={again}")
+
+    assert ended.code == 0, ended.err
+    assert same(weights(again), weights(whole))
+    assert evaluation(again) == evaluation(whole)
+
+
+def test_an_evaluation_of_a_run_gives_the_runs_own_numbers(
+    whole: Path, shell, evaluation, tmp_path: Path
+) -> None:
+    ended = shell.run("eval", f"run={whole}", f"output={tmp_path / 'new' / 'folder'}")
+
+    assert ended.code == 0, ended.err
+    assert evaluation(tmp_path / "new" / "folder") == evaluation(whole)
+
+
+def test_another_seed_is_another_run(whole: Path, shell, weights, tmp_path: Path) -> None:
+    config = str(whole / "config.yaml")
+    other = tmp_path / "other"
+    prepared = [f"model.path={run_of(shell, 'target')}/model", "model=pretrained"]
+    ended = shell.run(
+        "train", "--config", config, f"output={other}", "seed=1", "evaluate=false", *prepared
+    )
+
+    assert ended.code == 0, ended.err
+    assert not same(weights(other), weights(whole))
+    assert not (other / "evaluation.json").exists()
+
+
+def run_of(shell, role: str) -> Path:
+    """The target's or the gold model's run in the cache."""
+    [folder] = shell.cache.glob(f"mini_small-*/{role}")
+    return folder
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(whole: Path, shell, weights) -> None:
+    before = weights(whole)
+    said = shell.mistake("train", *shell.small(f"output={whole}"))
+
+    assert said.startswith(f"{whole} already holds a run; choose another output=..., or go on with")
+    assert same(weights(whole), before)
+
+
+def test_a_finished_run_that_is_resumed_has_nothing_left_to_do(whole: Path, shell) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    ended = shell.train(f"output={whole}", "max_steps=6", "save_every=3", *SCHEDULE, "resume=auto")
+
+    assert (ended.out, ended.err) == ("", f"{whole} is finished; nothing is left to do\n")
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "changed", ["optimizer.learning_rate=1e-3", "seed=3", "zero=2", "max_steps=7"]
+)
+def test_a_run_is_not_taken_up_under_other_settings(changed: str, whole: Path, shell) -> None:
+    key = changed.partition("=")[0]
+    said = shell.mistake(
+        "train",
+        *shell.small(f"output={whole}", "max_steps=6", "save_every=3", *SCHEDULE),
+        *("resume=auto", changed),
+    )
+
+    assert said.startswith(f"{whole} was begun with {key}")
+    assert said.endswith(
+        f"resume it with its own settings (--config {whole}/config.yaml resume=auto), "
+        "or choose another output"
+    )
+
+
+def test_a_run_killed_while_it_wrote_a_checkpoint_goes_on_from_the_one_before(
+    whole: Path, shell, killed, weights, evaluation, runs: Path
+) -> None:
+    cut = runs / "before-6"
+    arguments = killed("before", 6)
+    assert sorted(p.name for p in (cut / "checkpoints").iterdir()) == [
+        "step-00000003",
+        "step-00000006.partial",
+    ]
+    assert not (cut / "model").exists()
+
+    ended = shell.run("train", *arguments, "resume=auto")
+    assert ended.code == 0, ended.err
+    assert ended.err.splitlines()[0] == f"resuming {cut} at step 3"
+    assert steps_in(cut) == [1, 2, 3, 4, 5, 6, 6]
+    assert same(weights(cut), weights(whole))
+    assert evaluation(cut) == evaluation(whole)
+
+
+def test_a_killed_run_meets_a_full_disk_and_then_goes_on_as_if_nothing_had_happened(
+    whole: Path, shell, killed, weights, evaluation, runs: Path
+) -> None:
+    cut = runs / "after-3"
+    arguments = killed("after", 3)
+    with files_of_at_most(30_000):
+        full = shell.run("train", *arguments, "resume=auto")
+    assert full.code == 2
+    resuming, said = full.err.splitlines()
+    assert resuming == f"resuming {cut} at step 3"
+    assert said.startswith("error: the checkpoint step-00000006 could not be written to ")
+    assert [p.name for p in (cut / "checkpoints").iterdir()] == ["step-00000003"]
+
+    ended = shell.run("train", *arguments, "resume=auto")
+    assert ended.code == 0, ended.err
+    assert steps_in(cut) == [1, 2, 3, 4, 5, 6, 6]
+    assert same(weights(cut), weights(whole))
+    assert evaluation(cut) == evaluation(whole)
+
+
+def test_resume_auto_without_a_checkpoint_begins_at_the_beginning(
+    whole: Path, shell, weights, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shell.train(f"output={run}", "max_steps=6", "save_every=0", *SCHEDULE, "resume=auto")
+
+    assert same(weights(run), weights(whole))
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(
+    shell, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    said = shell.mistake(
+        "train",
+        *shell.small(f"output={run}", "trainer=grad_ascent", "max_steps=9", "save_every=1"),
+        *("optimizer.learning_rate=1e30", "optimizer.max_gradient_norm=null"),
+    )
+
+    assert said.startswith("the gradient became NaN or infinite at step 1 (forget loss ")
+    assert said.endswith("lower optimizer.learning_rate, or set trainer.on_nonfinite=skip")
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
+    assert not (run / "model").exists()
+    assert steps_in(run) == [1]
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(shell, tmp_path: Path) -> None:
+    before = sorted(shell.cache.glob("*"))
+    ended = shell.run(
+        "train",
+        *shell.small(f"output={tmp_path / 'run'}", "epochs=2", f"cache={tmp_path / 'cache'}"),
+        "--dry-run",
+    )
+
+    assert (ended.code, ended.err) == (0, "")
+    assert "trainer:\n  name: npo\n" in ended.out
+    for what in ("parameters", "steps per epoch", "device memory per rank", "run folder"):
+        assert what in ended.out, ended.out
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(shell.cache.glob("*")) == before
+
+
+def test_a_dry_run_of_a_7b_model_needs_its_config_alone(shell, tmp_path: Path) -> None:
+    (tmp_path / "7b").mkdir()
+    LlamaConfig().save_pretrained(tmp_path / "7b")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ended = shell.run(
+        "train",
+        *("model=pretrained", f"model.path={tmp_path / '7b'}", "precision=bf16", "zero=3"),
+        *("benchmark=mini_small", f"output={tmp_path / 'run'}", "--dry-run"),
+    )
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+    assert ended.code == 0, ended.err
+    assert "6,738,415,616" in ended.out
+    assert not (tmp_path / "run").exists()
+    assert grown < 2e9, "the weights, 13 GB, were made"
