@@ -51,7 +51,7 @@ def packed_attention(
             "Mistral, Phi)"
         )
     window = sliding_window if sliding_window and sliding_window < max(row_lengths) else None
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+    if _flash_serves(query) and not dropout:
         return _variable_length(query, key, value, row_lengths, boundaries, scaling, window), None
     grouped = query.shape[1] != key.shape[1]
     outputs, start = [], 0
@@ -71,6 +71,13 @@ def packed_attention(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _flash_serves(query: Tensor) -> bool:
+    """Flash attention needs half precision and an Ampere GPU or newer."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _variable_length(

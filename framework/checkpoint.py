@@ -25,8 +25,9 @@ from typing import Any
 import torch
 
 from .distributed import all_gather_objects, barrier, broadcast_object, is_main, rank, world_size
-from .engine import Engine
+from .engine import Engine, check_fingerprint, fingerprint
 from .errors import CheckpointError, WorldSizeError
+from .terminal import say
 from .trainer import UnlearningTrainer
 
 MANIFEST = "manifest.json"
@@ -54,10 +55,17 @@ class Checkpoints:
         self._together(lambda: _fresh(partial) if is_main() else None, partial)
         self._together(lambda: self._write(partial, engine, trainer), partial)
         hashes = self._together(lambda: _hashes(partial), partial)
-        self._together(lambda: _finish(partial, final, hashes) if is_main() else None, partial)
+        about = {
+            "format": FORMAT,
+            "world_size": world_size(),
+            "fingerprint": fingerprint(trainer.model),
+            "files": {name: value for share in hashes for name, value in share.items()},
+        }
+        self._together(lambda: _finish(partial, final, about) if is_main() else None, partial)
         if is_main():
             for old in self._complete()[: -self.keep]:
-                shutil.rmtree(old)
+                (old / MANIFEST).unlink()  # from here on it is no checkpoint, however much is left
+                shutil.rmtree(old, ignore_errors=True)
         barrier()
         return final
 
@@ -87,12 +95,25 @@ class Checkpoints:
         return all_gather_objects(result)
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint, the same on every rank; None when there is none.
+        """The newest sound checkpoint, the same on every rank; None when none was ever written.
 
-        A folder whose manifest does not hold (cut off, damaged) is passed over.
+        Damaged ones are passed over, saying so. Raises CheckpointError when all are damaged: to
+        start over without a word would lose the run.
         """
         complete = broadcast_object(self._complete() if is_main() else [])
-        return next((folder for folder in reversed(complete) if not self._damage(folder)), None)
+        reasons = []
+        for folder in reversed(complete):
+            found = self._damage(folder)
+            if not found:
+                return folder
+            reasons.append(f"{folder.name}: {found}")
+            say(f"the checkpoint {folder} is damaged ({found}) and passed over")
+        if reasons:
+            raise CheckpointError(
+                f"every checkpoint in {self.folder} is damaged ({reasons[0]}); remove that folder "
+                "to begin the run again"
+            )
+        return None
 
     def _damage(self, folder: Path) -> str | None:
         """What is wrong with a checkpoint, or None; the ranks share out the reading."""
@@ -118,7 +139,9 @@ class Checkpoints:
                 f"the checkpoint {folder} is damaged ({found}); remove it, then resume=auto takes "
                 "the one before"
             )
-        ranks = json.loads((folder / MANIFEST).read_text())["world_size"]
+        manifest = json.loads((folder / MANIFEST).read_text())
+        check_fingerprint(manifest["fingerprint"], trainer.model, folder)
+        ranks = manifest["world_size"]
         if ranks != world_size():
             raise WorldSizeError(
                 f"{folder} was written by {_processes(ranks)}, this run has {world_size()}; start "
@@ -185,9 +208,7 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _finish(partial: Path, final: Path, hashes: list[dict[str, tuple[int, str]]]) -> None:
-    files = {name: value for share in hashes for name, value in share.items()}
-    manifest = {"format": FORMAT, "world_size": world_size(), "files": files}
+def _finish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     with (partial / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()

@@ -187,6 +187,7 @@ def partition(rows: Sequence[Row], *, tokens: int, world_size: int) -> list[list
         if max(loads.values()) <= budget:
             break
         per_rank += 1
+    shortest = rows[order[-1]]
     heaviest_first = sorted(range(len(bins)), key=lambda b: (-loads[b], b))
-    filled = [[rows[i] for i in sorted(bins[b])] or [idle(rows[0])] for b in heaviest_first]
+    filled = [[rows[i] for i in sorted(bins[b])] or [idle(shortest)] for b in heaviest_first]
     return [filled[r::world_size] for r in range(world_size)]

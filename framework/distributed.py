@@ -32,6 +32,11 @@ def intended_world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
+def launcher_rank() -> int:
+    """The number that the launcher gave this process, known before the processes have met."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
 def local_rank() -> int:
     """The number of this process on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))

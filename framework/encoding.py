@@ -151,10 +151,15 @@ def encode_pairs(
     tokenizer: Tokenizer,
     prompt_format: PromptFormat,
     max_length: int,
+    *,
+    description: str = "",
 ) -> list[Row]:
-    """(prompt, answer) texts as rows named by their position; warns when any had to be cut."""
+    """(prompt, answer) texts as rows named by their position.
+
+    Warns when any had to be cut, and says when, `description`, that was.
+    """
     examples = [Example(id=str(i), prompt=p, answer=a) for i, (p, a) in enumerate(pairs)]
-    return _encode_or_warn(examples, tokenizer, prompt_format, max_length)
+    return _encode_or_warn(examples, tokenizer, prompt_format, max_length, description)
 
 
 def encode_prompt(
@@ -234,10 +239,12 @@ def _encode_or_warn(
     tokenizer: Tokenizer,
     prompt_format: PromptFormat,
     max_length: int,
+    description: str = "",
 ) -> list[Row]:
     rows, truncation = encode_all(examples, tokenizer, prompt_format, max_length)
     if truncation.cut_rows:
-        warnings.warn(truncation.describe(), TruncationWarning, stacklevel=3)
+        before = f"{description}: " if description else ""
+        warnings.warn(before + truncation.describe(), TruncationWarning, stacklevel=3)
     return rows
 
 

@@ -161,15 +161,18 @@ class LocalEngine(Engine):
 
     def gradient(self, losses: Sequence[Loss]) -> Vector:
         """See `Engine.gradient`."""
+        assert losses, "at least one micro-batch"
         total: list[Tensor] | None = None
-        for loss in losses:
+        for k, loss in enumerate(losses):
             loss().backward()
+            if not self._has_masters and k < len(losses) - 1:
+                continue  # fp32 gradients add up where they are
             share = [_taken(p) for p in self._parameters]
             if total is None:
                 total = share
             else:
                 torch._foreach_add_(total, share)
-        assert total is not None, "at least one micro-batch"
+        assert total is not None
         return Vector(total, replicated=True)
 
     @torch.no_grad()

@@ -109,7 +109,10 @@ class LanguageModel:
         return rows.row_sum(self.token_log_probs(rows))
 
     def hidden_states(self, rows: Rows, layer: int) -> Tensor:
-        """[T, D] output of decoder block `layer` (1 is the first; 0 the embeddings)."""
+        """[T, D] output of decoder block `layer` (1 is the first; 0 the embeddings).
+
+        As transformers gives it: the last block's has been through the final norm.
+        """
         output = self._read(rows, logits_to_keep=rows.scored[:1], output_hidden_states=True)
         states: Tensor = output.hidden_states[layer][0]
         return states
@@ -162,7 +165,9 @@ class LanguageModel:
         self, pairs: Sequence[tuple[str, str]], description: str = "scoring"
     ) -> list[TokenScores]:
         """Teacher-forced scores of (prompt, answer) texts, in their order, on every rank."""
-        rows = encode_pairs(pairs, self.tokenizer, self.prompt_format, self.max_length)
+        rows = encode_pairs(
+            pairs, self.tokenizer, self.prompt_format, self.max_length, description=description
+        )
         return self.score_rows(rows, description)
 
     def score_rows(self, rows: Sequence[Row], description: str = "scoring") -> list[TokenScores]:

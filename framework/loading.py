@@ -27,6 +27,8 @@ from .encoding import PromptFormat
 from .errors import ConfigError, ModelError
 from .language_model import LanguageModel
 
+FEWEST_TOKENS = 256 + 3
+
 
 class ModelSource:
     """What every model has, wherever it comes from."""
@@ -76,6 +78,12 @@ class ModelSource:
 
     def wrap(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
         """`module` as a LanguageModel with this source's settings."""
+        positions = getattr(module.config, "max_position_embeddings", None)
+        if positions is not None and positions < self.config.max_length:
+            raise ModelError(
+                f"model.max_length={self.config.max_length} is more than the {positions} positions "
+                f"that the model knows; type model.max_length={positions}"
+            )
         if self.config.gradient_checkpointing:
             module.activation_checkpointing_enable({"use_reentrant": False})
         return LanguageModel(
@@ -133,9 +141,26 @@ class Tiny(ModelSource):
         heads: int = 4
         intermediate_size: int = 384
         vocabulary: int = 1024
-        """Tokens of the byte-pair tokenizer, >= 300."""
+        """Tokens of the byte-pair tokenizer, >= 259."""
 
     config: Config
+
+    def __init__(self, config: Config) -> None:
+        """Raise ConfigError for sizes that make no model."""
+        super().__init__(config)
+        for name in ("hidden_size", "layers", "heads", "intermediate_size"):
+            if getattr(config, name) < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {getattr(config, name)}")
+        if config.hidden_size % (2 * config.heads):
+            raise ConfigError(
+                f"model.hidden_size={config.hidden_size} must be an even multiple of "
+                f"model.heads={config.heads}"
+            )
+        if config.vocabulary < FEWEST_TOKENS:
+            raise ConfigError(
+                f"model.vocabulary must be at least {FEWEST_TOKENS} (every byte, and the special "
+                f"tokens), got {config.vocabulary}"
+            )
 
     def skeleton(self) -> PreTrainedModel:
         """The model on the meta device: its shape, no weights."""
@@ -157,11 +182,6 @@ class Tiny(ModelSource):
 
     def _settings(self, vocabulary: int) -> LlamaConfig:
         config = self.config
-        if config.hidden_size % config.heads:
-            raise ConfigError(
-                f"model.hidden_size={config.hidden_size} must be a multiple of "
-                f"model.heads={config.heads}"
-            )
         return LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=config.hidden_size,

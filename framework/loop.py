@@ -37,7 +37,8 @@ def train(
 ) -> None:
     """Go on from `trainer.steps_done` to `loop.steps`.
 
-    `evaluate(step)` measures the model as it is and records what it finds.
+    `evaluate(step)` measures the model as it is and records what it finds; the model after the
+    last step is the caller's to measure.
     """
     model = trainer.model
     model.module.train()
@@ -60,10 +61,12 @@ def train(
                 if tracker is not None:
                     tracker.log(done, metrics)
             bar.advance(1, **shown)
+            if evaluate is not None and done < loop.steps and _due(done, loop.evaluate_every, None):
+                evaluate(done)  # before the checkpoint: a resumed run does not come here again
+                since = time.perf_counter()
             if checkpoints is not None and _due(done, loop.save_every, loop.steps):
                 checkpoints.save(engine, trainer)
-            if evaluate is not None and _due(done, loop.evaluate_every, None):
-                evaluate(done)
+                since = time.perf_counter()
     model.module.eval()
 
 

@@ -26,13 +26,14 @@ def model_state_bytes(
     ranks: int,
     offload: bool,
     bf16: bool,
-    objectives: int,
+    vectors: int,
     frozen_copies: int,
 ) -> dict[str, float]:
     """Bytes per rank of model states under AdamW, activations apart: {"device", "host"}.
 
-    `stage`: none (plain torch), 0, 1, 2 or 3. `objectives`: gradients held at a time, each beyond
-    the first a sharded fp32 vector. `frozen_copies`: whole models kept beside the trained one.
+    `stage`: none (plain torch), 0, 1, 2 or 3. `vectors`: sharded fp32 vectors held at a time beside
+    the gradient: one per further objective, and three while the model is shifted (the shift, where
+    it leads, what it became). `frozen_copies`: whole models beside the trained one.
     """
     level = 0 if stage == "none" else int(stage)
     sharded = ranks if level >= 1 else 1
@@ -42,9 +43,9 @@ def model_state_bytes(
     moments = 8 * trainable / sharded
     # stage 1 reduces whole gradients, kept in fp32 beside the backward pass's own in bf16
     gradient = trainable * (6 if bf16 and level == 1 else 4) / (ranks if level >= 2 else 1)
-    vectors = 4 * trainable * (objectives - 1) / sharded
+    held = 4 * trainable * vectors / sharded
     frozen = frozen_copies * parameters * width
     if offload:
-        host = masters + moments + vectors + 4 * trainable / sharded
+        host = masters + moments + held + 4 * trainable / sharded
         return {"device": weights + gradient + frozen, "host": host}
-    return {"device": weights + gradient + masters + moments + vectors + frozen, "host": 0.0}
+    return {"device": weights + gradient + masters + moments + held + frozen, "host": 0.0}

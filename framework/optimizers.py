@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -45,6 +45,8 @@ class Optimizer(ABC):
                 "optimizer.max_gradient_norm must be > 0 or null (no clipping), got "
                 f"{config.max_gradient_norm:g}"
             )
+        if config.weight_decay < 0:
+            raise ConfigError(f"optimizer.weight_decay must be >= 0, got {config.weight_decay:g}")
         self.config = config
         self.peak = config.learning_rate
 
@@ -73,19 +75,26 @@ class AdamW(Optimizer):
     class Config(Optimizer.Config):
         """AdamW's own settings."""
 
-        betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+        betas: tuple[float, float] = (0.9, 0.999)
         """Decay of the two moments, each in [0, 1)."""
         eps: float = 1e-8
+        """Added to the root of the second moment, > 0."""
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError for values out of range."""
+            if not all(0 <= beta < 1 for beta in self.betas):
+                raise ConfigError(f"optimizer.betas must be in [0, 1), got {list(self.betas)}")
+            if self.eps <= 0:
+                raise ConfigError(f"optimizer.eps must be > 0, got {self.eps:g}")
 
     config: Config
 
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """See `Optimizer.build`."""
-        first, second = self.config.betas
         return torch.optim.AdamW(
             groups,
             lr=self.peak,
-            betas=(first, second),
+            betas=self.config.betas,
             eps=self.config.eps,
             weight_decay=self.config.weight_decay,
             fused=True,
@@ -100,6 +109,12 @@ class SGD(Optimizer):
         """SGD's own settings."""
 
         momentum: float = 0.0
+        """Share of the last direction that goes on, in [0, 1)."""
+
+        def __post_init__(self) -> None:
+            """Raise ConfigError for a momentum out of range."""
+            if not 0 <= self.momentum < 1:
+                raise ConfigError(f"optimizer.momentum must be in [0, 1), got {self.momentum:g}")
 
     config: Config
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .data import Row, Rows
-from .distributed import barrier, is_main
+from .distributed import barrier, broadcast_object, is_main
 from .errors import CheckpointError, ConfigError
 from .language_model import LanguageModel
 from .tuning import adapters_off
@@ -58,7 +58,7 @@ class CachedReference(Reference):
         CheckpointError when `file` is of other rows.
         """
         key = _key(rows)
-        if file is not None and file.is_file():
+        if file is not None and broadcast_object(file.is_file()):
             stored = torch.load(file, weights_only=True)
             if stored["key"] != key:
                 raise CheckpointError(

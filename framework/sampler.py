@@ -14,15 +14,10 @@ processes enters nowhere (they share out the rows of a step afterwards).
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Sequence
 
 from .data import Row
 from .errors import ConfigError, DataError
-
-
-class OverlapWarning(UserWarning):
-    """Rows that are to be forgotten and kept at the same time."""
 
 
 class ForgetRetainSampler:
@@ -103,19 +98,3 @@ def _permutation(size: int, seed: str) -> list[int]:
     generator = random.Random(seed)
     keys = [generator.random() for _ in range(size)]
     return sorted(range(size), key=keys.__getitem__)
-
-
-def overlapping(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
-    """The ids of forget rows that the retain set holds too, by id or token for token; warns."""
-    ids = {row.id for row in retain}
-    tokens = {row.input_ids for row in retain}
-    shared = [row.id for row in forget if row.id in ids or row.input_ids in tokens]
-    if shared:
-        few = ", ".join(repr(i) for i in shared[:3]) + (", ..." if len(shared) > 3 else "")
-        warnings.warn(
-            f"{len(shared)} of {len(forget)} forget rows are in the retain set too ({few}): "
-            "they are pushed both ways",
-            OverlapWarning,
-            stacklevel=2,
-        )
-    return shared

@@ -168,7 +168,11 @@ class UnlearningTrainer:
         record: _StepRecord | None,
         weight: float | Tensor = 1.0,
     ) -> list[Loss]:
-        """One thunk per micro-batch. Dropout depends on the step and the micro-batch alone."""
+        """One thunk per micro-batch.
+
+        Dropout is a function of the seed, the step, the rank and the micro-batch: a second reading
+        and a resumed run repeat it, another number of ranks draws other masks.
+        """
         objective = {"forget": self.forget_loss, "retain": self.retain_loss}[name]
 
         def loss_of(index: int, rows: Rows) -> Loss:

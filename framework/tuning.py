@@ -97,9 +97,11 @@ class LoRA(Tuning):
         """Module names; `all-linear` is every linear layer but the head."""
 
     def __init__(self, config: Config) -> None:
-        """Raise ConfigError for a rank below 1."""
+        """Raise ConfigError for values out of range."""
         if config.rank < 1:
             raise ConfigError(f"tuning.rank must be >= 1, got {config.rank}")
+        if not 0 <= config.dropout < 1:
+            raise ConfigError(f"tuning.dropout must be in [0, 1), got {config.dropout:g}")
         self.config = config
 
     def apply(self, module: PreTrainedModel) -> PreTrainedModel:
@@ -135,7 +137,12 @@ class LoRA(Tuning):
         dtype = next(iter(weights.values())).dtype
         plain = AutoModelForCausalLM.from_config(module.config, dtype=dtype)
         copy = self.apply(plain)
-        copy.load_state_dict(dict(weights), strict=False)
+        found = copy.load_state_dict(dict(weights), strict=False)
+        named = dict(copy.named_parameters(remove_duplicate=False))
+        given = {id(p) for n, p in named.items() if n in weights}  # tied weights come once
+        lost = [n for n in found.missing_keys if id(named.get(n)) not in given]
+        assert not lost, f"the export lacks {lost[:3]}"
+        assert not found.unexpected_keys, f"the export has no place for {found.unexpected_keys[:3]}"
         merged: PreTrainedModel = copy.merge_and_unload()  # type: ignore[operator]
         merged.generation_config = module.generation_config  # its end tokens, above all
         return merged, {n: t.detach() for n, t in merged.state_dict().items()}

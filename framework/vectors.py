@@ -124,14 +124,6 @@ class Gram:
         cosine = self.dot(a, b) / lengths.clamp_min(1e-300)
         return torch.where(lengths > 0, cosine, torch.zeros_like(cosine))
 
-    def norm_of_sum(self, weights: Mapping[str, float | Tensor]) -> Tensor:
-        """Length of the weighted sum of the gradients, from the inner products alone."""
-        w = torch.stack(
-            [torch.as_tensor(weights[n], dtype=torch.float64, device=self.products.device)
-             for n in self.names]
-        )  # fmt: skip
-        return (w @ self.products @ w).clamp_min(0).sqrt()
-
 
 def gram(vectors: Mapping[str, Vector]) -> Gram:
     """The Gram matrix of named vectors, in one collective of K(K+1)/2 fp64 numbers."""

@@ -218,6 +218,10 @@ class ZeroEngine(Engine):
             with deepspeed.zero.GatheredParameters([p], enabled=self.config.stage == "3"):
                 if distributed.is_main():
                     weights[name] = p.detach().cpu().clone()
+        if distributed.is_main():
+            kept = self.model.module.state_dict().keys()
+            buffers = self.model.module.named_buffers()
+            weights |= {name: b.detach().cpu() for name, b in buffers if name in kept}
         return weights
 
     def master_weights(self) -> dict[str, Tensor]:

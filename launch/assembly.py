@@ -72,6 +72,7 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
     needed = reference_needed(method, settings)
     frozen = _frozen(config, source, benchmark, model, dtype) if needed == "frozen" else None
     tuning: Tuning = build(config.tuning)
+    torch.manual_seed(config.seed)  # fresh adapters, the same on every rank and at every start
     model.module = tuning.apply(model.module)
     model.move(distributed.device())
     optimizer = build(config.optimizer)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from framework import build
 from framework.config import compose
-from framework.errors import ConfigError
+from framework.errors import ConfigError, RunExistsError
 from framework.evaluation.report import summary_tables, write_report
 from framework.terminal import say, table
 
@@ -37,6 +37,7 @@ SETTINGS = [
     "epochs=16",
 ]
 """Found by hand on seed 0: forgetting reaches the gold model's, what is kept stays."""
+OUTPUT = Path("runs/demo")
 BATCH_SIZE = {"mini": 32, "mini_small": 16}
 
 
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--benchmark", default="mini", help="mini or mini_small (default: mini)")
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="the runs' folder")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="the runs' folder")
     parser.add_argument("--report", type=Path, default=Path("reports/demo"))
     parser.add_argument("--cache", default="~/.cache/lethe", help="where target and gold are kept")
     options = parser.parse_args(arguments)
@@ -68,7 +69,10 @@ def main(arguments: list[str]) -> None:
     prepare(config, build(config.benchmark))
     folders = {name: options.output / name for name in RUNS}
     for folder in folders.values():
-        shutil.rmtree(folder, ignore_errors=True)
+        if options.output == OUTPUT:  # the demo's own, made anew each time
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.exists():
+            raise RunExistsError(f"{folder} already exists; choose another --output")
     train_side_by_side(
         {name: [*RUNS[name], *common, f"output={folders[name]}"] for name in RUNS},
         log=options.output,

@@ -42,7 +42,8 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
         ranks=ranks,
         offload=config.zero.get("offload", "none") == "cpu",
         bf16=config.precision == "bf16",
-        objectives=len(method.objectives) if apart or settings.compare_every else 1,
+        vectors=(len(method.objectives) - 1 if apart or settings.compare_every else 0)
+        + (3 if config.perturbation["class"] is not None else 0),
         frozen_copies=int(needed == "frozen" and config.tuning.name != "lora"),
     )
     rows: list[list[str | float | None]] = [

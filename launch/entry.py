@@ -8,7 +8,7 @@ from typing import TextIO
 
 import torch
 
-from framework.distributed import disconnect
+from framework.distributed import disconnect, launcher_rank, local_rank
 from framework.errors import LetheError
 from framework.terminal import say
 
@@ -17,9 +17,10 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def run_entry(main: Callable[[list[str]], None]) -> None:
-    """Run `main` on the command line's arguments; rank 0 prints what a user can mend.
+    """Run `main` on the command line's arguments; one process per node prints what can be mended.
 
-    The rank is the launcher's, since most mistakes are found before the processes have met.
+    The rank is the launcher's, since most mistakes are found before the processes have met. A disk
+    that is full or a folder that cannot be read is a user's to mend, too.
     DeepSpeed's launcher appends `--local_rank=N`, which says nothing that the environment does not.
     """
     arguments = [
@@ -30,9 +31,12 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     warnings.showwarning = _show_warning
     try:
         main(arguments)
-    except LetheError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+    except (LetheError, OSError) as error:
+        told = str(error) if isinstance(error, LetheError) else f"{error} (of the file system)"
+        if launcher_rank() == 0:
+            print(f"error: {told}", file=sys.stderr)
+        elif local_rank() == 0:  # what only this node lacks would otherwise never be said
+            print(f"error on rank {launcher_rank()}: {told}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None

@@ -10,14 +10,18 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-import framework.loading
+import framework
 from framework import Benchmark
+from framework.distributed import launcher_rank
 from framework.evaluation.benchmark import Evaluation, forget_quality
 from framework.terminal import say
 
@@ -26,11 +30,19 @@ from .side_by_side import train_side_by_side
 
 ROLES = ("target", "gold")
 EVALUATION = "evaluation.json"
+CODE = ("data", "encoding", "engine", "language_model", "loading", "optimizers", "trainer")
+"""Modules that decide what a target model becomes; those of `evaluation` decide its numbers."""
 
 
 def prepare(config: DictConfig, benchmark: Benchmark) -> None:
-    """Make and measure the target and gold models of `config` unless they are there already."""
+    """Make and measure the target and gold models of `config` unless they are there already.
+
+    The first process does it, before the processes meet: however long it takes, no collective
+    times out. The others wait for the folder.
+    """
     final = _folder(config, benchmark)
+    while launcher_rank() > 0 and not final.is_dir():
+        time.sleep(0.5)
     if final.is_dir():
         return
     say(f"no target model for these settings yet: fine-tuning target and gold into {final}")
@@ -41,8 +53,12 @@ def prepare(config: DictConfig, benchmark: Benchmark) -> None:
         log=partial,
     )
     _compare_with_gold(partial)
-    if not final.is_dir():  # another process may have been faster: the result is the same
+    try:
         partial.rename(final)
+    except OSError:  # another run was faster: its result is the same
+        if not final.is_dir():
+            raise
+        shutil.rmtree(partial)
 
 
 def prepared(config: DictConfig, benchmark: Benchmark) -> dict[str, Path]:
@@ -80,12 +96,14 @@ def _overrides(config: DictConfig, benchmark: Benchmark, role: str, output: Path
 
 
 def _folder(config: DictConfig, benchmark: Benchmark) -> Path:
-    """Named by a hash of the settings, the rows themselves and the code that builds the model."""
-    rows = [(x.id, x.prompt, x.answer) for x in benchmark.training_examples("target")]
+    """Named by a hash of all that decides the models and their numbers: rows, settings, code."""
+    here = Path(framework.__file__).parent
+    code = [here / f"{name}.py" for name in CODE] + sorted((here / "evaluation").glob("*.py"))
     made_by = {
-        "rows": rows,
+        "rows": {name: [asdict(x) for x in rows] for name, rows in benchmark.splits().items()},
         "overrides": _overrides(config, benchmark, "target", Path()),
-        "loading": Path(framework.loading.__file__).read_text(encoding="utf-8"),
+        "code": [path.read_text(encoding="utf-8") for path in code],
+        "packages": [version(name) for name in ("torch", "transformers")],
     }
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
     return Path(config.cache).expanduser() / f"{config.benchmark.name}-{digest}"

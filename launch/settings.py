@@ -20,7 +20,10 @@ from framework.errors import ConfigError
 from framework.schema import untyped
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-REPEATABLE = ("output", "resume", "cache", "tracker", "log_every", "save_every", "keep_checkpoints")
+REPEATABLE = (
+    *("output", "resume", "cache", "tracker", "log_every", "save_every", "keep_checkpoints"),
+    *("evaluate", "evaluate_every", "target", "gold"),
+)
 """What may differ between a run and its continuation: it changes no weight."""
 
 
@@ -133,7 +136,7 @@ def needs_target(config: DictConfig) -> bool:
 
 def as_overrides(group: str, section: Mapping[str, Any] | DictConfig) -> list[str]:
     """A section's settings as they would be typed."""
-    settings = {key: value for key, value in plain(section).items() if key not in ("name", "class")}
+    settings = {key: value for key, value in plain(section).items() if key != "name"}
     return [f"{group}.{key}={json.dumps(untyped(value))}" for key, value in settings.items()]
 
 

@@ -57,15 +57,13 @@ def main(arguments: list[str]) -> None:
         return
     folder = Path(config.output)
     check_output(config, folder)
+    if needs_target(config):
+        prepare(config, benchmark)
+    if distributed.launched() or is_sharded(config):
+        distributed.connect()
     if is_finished(folder):
         say(f"{folder} is finished; nothing is left to do")
         return
-    if distributed.launched() or is_sharded(config):
-        distributed.connect()
-    if needs_target(config):
-        if distributed.is_main():
-            prepare(config, benchmark)
-        distributed.barrier()
     make_folder(folder)
     if distributed.is_main() and not (folder / "config.yaml").is_file():
         (folder / "reference.pt").unlink(missing_ok=True)  # left by a start that failed

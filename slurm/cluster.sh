@@ -7,6 +7,7 @@ source .venv/bin/activate
 PROCESSES_PER_NODE=${SLURM_GPUS_ON_NODE:-1}
 
 # export NCCL_SOCKET_IFNAME=ib0          # where NCCL does not find the fast network by itself
+# export GLOO_SOCKET_IFNAME=eth0         # likewise for gloo, which carries objects between ranks
 # export HF_HUB_OFFLINE=1                # compute nodes without internet: models come from the cache
 
 # `on_all_nodes launch.train "$@"`: one torchrun per node, joined at the first node.

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from framework import Gram, Weighting
+from framework import ConfigError, Gram, Weighting
 from framework.parts import Weights
 
 
@@ -37,7 +37,10 @@ class BLUR(Weighting):
         """Which objective is solved first; retain is the released variant with roles swapped."""
 
     def __init__(self, config: Config) -> None:
-        """Nothing to check that the schema does not."""
+        """Raise ConfigError for negative settings."""
+        for name in ("gamma", "alpha"):
+            if not getattr(config, name) >= 0:
+                raise ConfigError(f"weighting.{name} must be >= 0, got {getattr(config, name):g}")
         self.config = config
 
     def weights(self, gram: Gram | None) -> Weights:

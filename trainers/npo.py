@@ -23,12 +23,15 @@ class NPO(UnlearningTrainer):
         beta: float = 0.1
         """Inverse temperature, > 0; beta -> 0 is gradient ascent."""
 
+        def __post_init__(self) -> None:
+            """Raise ConfigError for beta <= 0."""
+            if self.beta <= 0:
+                raise ConfigError(f"trainer.beta must be > 0, got {self.beta:g}")
+
     config: Config
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over rows of -2/beta log sigmoid(-beta log(p/p_ref)), p of the whole answer."""
         beta = self.config.beta
-        if beta <= 0:
-            raise ConfigError(f"trainer.beta must be > 0, got {beta:g}")
         log_ratio = self.model.log_probs(rows) - self.reference.log_probs(rows)
         return rows.row_mean(-2 / beta * logsigmoid(-beta * log_ratio))

@@ -23,7 +23,6 @@ from typing import Any, ClassVar, Literal
 from ..data import Example
 from ..errors import ConfigError, DataError
 from ..language_model import LanguageModel, TokenScores
-from ..sampler import OverlapWarning
 from . import metrics
 
 Splits = dict[str, list[Example]]
@@ -31,6 +30,10 @@ RowValues = dict[str, dict[str, float | None]]  # <split>/<metric> -> row id -> 
 Direction = Literal[
     "lower", "higher", "gold"
 ]  # which value is best; gold: the one nearest the gold model's
+
+
+class OverlapWarning(UserWarning):
+    """Rows are both to be forgotten and to be kept."""
 
 
 @dataclass
@@ -137,11 +140,8 @@ def check(splits: Splits) -> None:
             raise DataError(
                 f"split {name!r} holds rows without an answer: {_few(blank)}; remove them"
             )
-    ids = {row.id for row in splits["retain"]}
     texts = {(row.prompt, row.answer) for row in splits["retain"]}
-    both = [
-        row.id for row in splits["forget"] if row.id in ids or (row.prompt, row.answer) in texts
-    ]
+    both = [row.id for row in splits["forget"] if (row.prompt, row.answer) in texts]
     if both:
         warnings.warn(
             f"{len(both)} rows are both to be forgotten and to be kept: {_few(both)}; "

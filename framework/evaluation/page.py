@@ -30,8 +30,8 @@ h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem; } p { max-width: 48rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .8rem; border-bottom: 1px solid var(--line); text-align: left;
          vertical-align: top; }
-thead th { border-bottom: 2px solid var(--line); white-space: nowrap; vertical-align: bottom; }
-.numbers td, .numbers thead th + th { text-align: right; white-space: nowrap; }
+thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
+.numbers td, .numbers thead th + th { text-align: right; } .numbers td { white-space: nowrap; }
 .numbers tbody th { font-weight: 600; white-space: nowrap; }
 .reference th, .reference td { background: var(--panel); }
 .reference th { font-weight: 400; font-style: italic; }
@@ -150,7 +150,7 @@ def clip(text: object) -> str:
 
 def _numbers(comparison: Comparison) -> str:
     best = comparison.best()
-    titles = "".join(f"<th>{html.escape(heading(comparison, m))}" for m in comparison.headline)
+    titles = "".join(f"<th>{_breakable(heading(comparison, m))}" for m in comparison.headline)
     rows = []
     for index, model in enumerate(comparison.models):
         cells = "".join(
@@ -163,6 +163,11 @@ def _numbers(comparison: Comparison) -> str:
         f"<div class=scroll><table class=numbers><thead><tr><th>model{titles}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _breakable(name: str) -> str:
+    """A metric's name that may be broken behind / and _, so that wide tables fit the page."""
+    return html.escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def _number_cell(text: str, *, best: bool) -> str:

@@ -18,7 +18,7 @@ from framework.engine import LocalEngine
 from framework.errors import CheckpointError
 from framework.trainer import UnlearningTrainer
 
-FILES = ["engine.pt", "rank-00000.pt", "state.pt"]
+FILES = ["config.yaml", "engine.pt", "rank-00000.pt", "state.pt"]
 
 
 class Run:
@@ -210,3 +210,17 @@ def test_a_checkpoint_of_another_engine_is_refused(tmp_path: Path) -> None:
         CheckpointError, match=r"written by another engine .* resume with the `zero`"
     ):
         run.restore(written)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    written = run.step()
+    with (written / "engine.pt").open("ab") as file:
+        file.write(b"!")
+
+    with pytest.raises(CheckpointError) as refused:
+        Checkpoints(tmp_path).newest()
+    assert str(refused.value).startswith(
+        f"every checkpoint in {tmp_path} is damaged (step-00000001: engine.pt has "
+    )
+    assert str(refused.value).endswith("; remove that folder to begin the run again")

@@ -164,15 +164,26 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
     for name in ("max_length", "tokens_per_micro_batch"):
         with pytest.raises(ConfigError, match=rf"model\.{name} must be at least 2, got 1"):
             Tiny(Tiny.Config(**{name: 1}))
-    with pytest.raises(ConfigError, match=r"model\.hidden_size=10 must be a multiple of"):
-        Tiny(Tiny.Config(hidden_size=10)).skeleton()
+    with pytest.raises(ConfigError, match=r"model\.hidden_size=10 must be an even multiple of"):
+        Tiny(Tiny.Config(hidden_size=10))
+    with pytest.raises(ConfigError, match=r"model\.heads must be at least 1, got 0"):
+        Tiny(Tiny.Config(heads=0))
+    with pytest.raises(ConfigError, match=r"model\.vocabulary must be at least 259"):
+        Tiny(Tiny.Config(vocabulary=100))
+
+
+def test_rows_longer_than_the_models_positions_are_refused(tmp_path: Path) -> None:
+    model = tiny.language_model()  # of 128 positions
+    model.save(tmp_path / "model", model.module.state_dict())
+    source = Pretrained(Pretrained.Config(path=str(tmp_path / "model"), max_length=129))
+    with pytest.raises(ModelError, match=r"type model\.max_length=128"):
+        source.load(str(tmp_path / "model"), dtype=torch.float32)
 
 
 def test_the_tiny_models_of_the_tests_load_too(tmp_path: Path) -> None:
     model = tiny.language_model()
     model.save(tmp_path / "model", model.module.state_dict())
-    loaded = Pretrained(Pretrained.Config(path=str(tmp_path / "model"))).load(
-        str(tmp_path / "model"), dtype=torch.float32
-    )
+    source = Pretrained(Pretrained.Config(path=str(tmp_path / "model"), max_length=128))
+    loaded = source.load(str(tmp_path / "model"), dtype=torch.float32)
 
     assert loaded.generate(["t5 t6"], 4) == model.generate(["t5 t6"], 4)

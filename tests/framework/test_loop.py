@@ -145,7 +145,7 @@ def test_a_run_that_is_done_takes_no_step_and_saves_nothing(tmp_path: Path) -> N
 def test_dropout_is_on_in_training_and_off_in_evaluation(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.trainer.model.module.eval()
-    run.train(Loop(steps=2, evaluate_every=1))
+    run.train(Loop(steps=3, evaluate_every=1))  # the model after the last step is the caller's
 
     assert run.was_training == [False, False]
     assert not run.trainer.model.module.training

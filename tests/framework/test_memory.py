@@ -14,7 +14,7 @@ RUN = {
     "ranks": 8,
     "offload": False,
     "bf16": True,
-    "objectives": 1,
+    "vectors": 0,
     "frozen_copies": 0,
 }
 
@@ -44,9 +44,9 @@ def test_fp32_model_states_without_sharding(stage):
     assert found == {"device": pytest.approx(16 * BILLION), "host": 0}
 
 
-def test_what_an_objective_a_frozen_model_and_offload_add():
+def test_what_a_vector_a_frozen_model_and_offload_add():
     plain = model_state_bytes(**{**RUN, "stage": "2"})
-    two = model_state_bytes(**{**RUN, "stage": "2", "objectives": 2})
+    two = model_state_bytes(**{**RUN, "stage": "2", "vectors": 1})
     frozen = model_state_bytes(**{**RUN, "stage": "2", "frozen_copies": 1})
     offloaded = model_state_bytes(**{**RUN, "stage": "2", "offload": True})
     assert two["device"] - plain["device"] == pytest.approx(4 / 8 * BILLION)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from framework.data import Row
 from framework.errors import ConfigError, DataError
-from framework.sampler import ForgetRetainSampler, OverlapWarning, overlapping
+from framework.sampler import ForgetRetainSampler
 
 sizes = st.integers(1, 30)
 seeds = st.integers(-5, 2**40)
@@ -122,20 +122,3 @@ def test_impossible_sizes_and_steps_are_refused() -> None:
         sampler(3, 3, 0, seed=0)
     with pytest.raises(IndexError, match="got -1"):
         sampler(3, 3, 2, seed=0)[-1]
-
-
-def test_overlap_is_found_by_id_and_by_tokens() -> None:
-    forget = [
-        Row("same id", (1, 2), (0.0, 1.0)),
-        Row("same tokens", (3, 4), (0.0, 1.0)),
-        Row("apart", (5, 6), (0.0, 1.0)),
-    ]
-    retain = [Row("same id", (7, 8), (0.0, 1.0)), Row("copy", (3, 4), (0.0, 1.0))]
-    with pytest.warns(OverlapWarning, match=r"2 of 3 forget rows .*'same id', 'same tokens'"):
-        assert overlapping(forget, retain) == ["same id", "same tokens"]
-
-
-def test_sets_apart_give_no_warning(recwarn: pytest.WarningsRecorder) -> None:
-    forget = [Row("a", (1, 2), (0.0, 1.0))]
-    assert overlapping(forget, [Row("b", (1, 3), (0.0, 1.0))]) == []
-    assert not recwarn.list

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ def main(arguments: list[str]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
     if "mistake" in arguments:
         raise DataError("there are no rows")
+    if "full disk" in arguments:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
     if "defect" in arguments:
         raise ZeroDivisionError("ours")
     if "warnings" in arguments:
@@ -47,10 +50,30 @@ def test_a_users_mistake_is_one_line(run) -> None:
     assert run("mistake") == (2, "", "error: there are no rows\n")
 
 
-def test_a_users_mistake_is_told_by_one_process_alone(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "said"),
+    [
+        ("0", "0", "error: there are no rows\n"),
+        ("1", "1", ""),
+        ("2", "0", "error on rank 2: there are no rows\n"),  # the first of the second node
+    ],
+)
+def test_a_users_mistake_is_told_by_one_process_of_a_node(
+    run, monkeypatch: pytest.MonkeyPatch, rank: str, local_rank: str, said: str
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", "4"), ("LOCAL_RANK", local_rank)):
+        monkeypatch.setenv(name, value)
 
-    assert run("mistake") == (2, "", "")
+    assert run("mistake") == (2, "", said)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(run) -> None:
+    code, _, said = run("full disk")
+
+    assert code == 2
+    assert (
+        said == "error: [Errno 28] No space left on device: 'metrics.jsonl' (of the file system)\n"
+    )
 
 
 def test_our_own_defect_keeps_its_traceback(run) -> None:
