@@ -30,7 +30,7 @@ class Run:
         self.trainer: UnlearningTrainer = tiny.trainer(
             self.engine, self.engine.model, [], method="grad_diff", optimizer=self.optimizer
         )
-        self.checkpoints = Checkpoints(folder, keep=keep)
+        self.checkpoints = Checkpoints(folder, keep=keep, config="seed: 0\n")
 
     def step(self) -> Path:
         """One more step and its checkpoint."""
