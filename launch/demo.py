@@ -1,7 +1,7 @@
 """The whole road on the offline benchmark: learn, unlearn, measure, report; minutes on two cores.
 
     python -m launch.demo                     runs/demo/*, reports/demo/index.html
-    python -m launch.demo --benchmark mini_small
+    python -m launch.demo --benchmark mini_small seed=1
 
 Makes a target model (it memorized everything) and a gold model (it never saw the forget rows),
 unlearns with NPO and with BLUR x NPO, measures all four and writes a report. Target and gold are
@@ -52,6 +52,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the runs' folder")
     parser.add_argument("--report", type=Path, default=Path("reports/demo"))
     parser.add_argument("--cache", default="~/.cache/lethe", help="where target and gold are kept")
+    parser.add_argument(
+        "settings", nargs="*", help="settings of all runs, such as seed=1 (see launch.train --help)"
+    )
     options = parser.parse_args(arguments)
     started = time.time()
     if options.benchmark not in BATCH_SIZE:
@@ -64,6 +67,7 @@ def main(arguments: list[str]) -> None:
         f"batch_size={BATCH_SIZE[options.benchmark]}",
         f"cache={options.cache}",
         *SETTINGS,
+        *options.settings,
     ]
     config = compose("train", common, configs=CONFIGS, schema=RunSettings)
     prepare(config, build(config.benchmark))

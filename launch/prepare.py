@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,16 +98,22 @@ def _overrides(config: DictConfig, benchmark: Benchmark, role: str, output: Path
 
 def _folder(config: DictConfig, benchmark: Benchmark) -> Path:
     """Named by a hash of all that decides the models and their numbers: rows, settings, code."""
-    here = Path(framework.__file__).parent
-    code = [here / f"{name}.py" for name in CODE] + sorted((here / "evaluation").glob("*.py"))
     made_by = {
         "rows": {name: [asdict(x) for x in rows] for name, rows in benchmark.splits().items()},
         "overrides": _overrides(config, benchmark, "target", Path()),
-        "code": [path.read_text(encoding="utf-8") for path in code],
+        "code": _code(),
         "packages": [version(name) for name in ("torch", "transformers")],
     }
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
     return Path(config.cache).expanduser() / f"{config.benchmark.name}-{digest}"
+
+
+@cache
+def _code() -> list[str]:
+    """The code as this process runs it: read once, for a file may be edited while it runs."""
+    here = Path(framework.__file__).parent
+    files = [here / f"{name}.py" for name in CODE] + sorted((here / "evaluation").glob("*.py"))
+    return [path.read_text(encoding="utf-8") for path in files]
 
 
 def _compare_with_gold(folder: Path) -> None:
