@@ -76,7 +76,13 @@ class CachedReference(Reference):
         if file is not None:
             if is_main():
                 partial = file.with_suffix(".partial")
-                torch.save({"key": key, "values": values}, partial)
+                try:
+                    torch.save({"key": key, "values": values}, partial)
+                except RuntimeError as error:  # torch's word for a full disk
+                    raise CheckpointError(
+                        f"the reference could not be written to {file} "
+                        f"({str(error).splitlines()[0]}); free some space"
+                    ) from error
                 partial.replace(file)
             barrier()
         return cls(rows, values, model.device)

@@ -120,12 +120,12 @@ def load_model(
 @contextmanager
 def loading(config: DictConfig) -> Iterator[None]:
     """Under ZeRO-3, weights are partitioned as they are read."""
-    if config.zero.get("stage") != "3":
+    if not is_sharded(config):
         yield
         return
-    from framework.zero import ZeroEngine, partitioned_loading  # DeepSpeed takes seconds to import
+    from framework.zero import partitioned_loading  # DeepSpeed takes seconds to import
 
-    with partitioned_loading(ZeroEngine.Config(stage="3"), config.precision):
+    with partitioned_loading(part_of(config.zero)[1], config.precision):
         yield
 
 
