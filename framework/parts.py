@@ -7,8 +7,8 @@ weight per token.
 gradient several times, at shifted parameters.
 
 **Weighting**: how much does each objective count? Asked per step, of the Gram matrix of the
-objectives' gradients; answers with one number per objective. The update's direction is the
-weighted sum.
+objectives' gradients and of their losses; answers with one number per objective. The update's
+direction is the weighted sum.
 
 Parts are abstract or final: to change one, wrap it.
 """
@@ -63,14 +63,21 @@ class Weighting(ABC):
     """Whether `weights` reads the Gram matrix: then each objective gets a backward of its own."""
     needs_losses: ClassVar[bool] = False
     """Whether `update` reads the losses: then they are reduced over the ranks every step."""
+    losses_first: ClassVar[bool] = False
+    """Whether `update` comes before the step's `weights` rather than after the step: then each
+    objective gets a backward of its own, for a loss is known once it has been differentiated."""
 
     @abstractmethod
     def weights(self, gram: Gram | None) -> Weights:
         """The weight of each objective in this step's direction."""
 
     def update(self, losses: Mapping[str, float]) -> None:
-        """Learn from the step's losses, means over the whole step, after the step."""
+        """Learn from the step's losses, means over the whole step, the same bits on all ranks."""
         del losses
+
+    def metrics(self) -> dict[str, float]:
+        """What to log of its own beside the weights, by name without the leading `train/`."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart."""

@@ -118,6 +118,8 @@ class UnlearningTrainer:
                 name: self._gradient(name, batches[name], record) for name in self.objectives
             }
             products = record.gram = gram(gradients)
+            if self.weighting.losses_first:
+                self.weighting.update(record.mean_losses())
             weights = self.weighting.weights(products)
             direction = _weighted_sum(gradients, weights)
         else:
@@ -130,8 +132,8 @@ class UnlearningTrainer:
                 ]
             )
         record.weights = {name: weights[name] for name in self.objectives}
-        self._update(direction, record)
-        if self.weighting.needs_losses:
+        stepped = self._update(direction, record)
+        if stepped and self.weighting.needs_losses and not self.weighting.losses_first:
             self.weighting.update(record.mean_losses())
         self.steps_done += 1
 
@@ -139,7 +141,8 @@ class UnlearningTrainer:
         """Whether this step takes one gradient per objective rather than one in all."""
         every = self.config.compare_every
         compared = every > 0 and self.steps_done % every == 0 and len(self.objectives) > 1
-        return self.weighting.needs_gram or self.perturbation is not None or compared
+        asked = self.weighting.needs_gram or self.weighting.losses_first
+        return asked or self.perturbation is not None or compared
 
     def _gradient(self, name: str, batches: Sequence[Rows], record: _StepRecord) -> Vector:
         """One objective's gradient, at the parameters that the perturbation chooses."""
@@ -188,17 +191,18 @@ class UnlearningTrainer:
 
         return [loss_of(index, rows) for index, rows in enumerate(batches)]
 
-    def _update(self, direction: Vector, record: _StepRecord) -> None:
-        """Clip, look for NaN, and step; the one host sync of a step is here."""
+    def _update(self, direction: Vector, record: _StepRecord) -> bool:
+        """Clip, look for NaN, and step; the one host sync of a step is here. False: skipped."""
         norm = direction.norm()
         record.norm = norm
         if not bool(torch.isfinite(norm)):
             self._refuse(record)
-            return
+            return False
         limit = self.optimizer.config.max_gradient_norm
         if limit is not None:
             direction.scale_((limit / norm.clamp_min(1e-300)).clamp_max(1.0))
         self.engine.step(direction, record.learning_rate)
+        return True
 
     def _refuse(self, record: _StepRecord) -> None:
         if self.config.on_nonfinite == "skip":
@@ -216,7 +220,9 @@ class UnlearningTrainer:
     def metrics(self) -> dict[str, float]:
         """The last step's numbers; one reduction over ranks, one copy to the host."""
         assert self._last is not None, "no step yet"
-        return {**self._last.metrics(), "train/skipped_steps": float(self.skipped_steps)}
+        own = {f"train/{name}": value for name, value in self.weighting.metrics().items()}
+        skipped = {"train/skipped_steps": float(self.skipped_steps)}
+        return {**self._last.metrics(), **own, **skipped}
 
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs beside the engine."""
@@ -315,7 +321,8 @@ def check_parts(
     objectives: tuple[str, ...], weighting: Weighting | None, perturbation: Perturbation | None
 ) -> None:
     """Raise ConfigError for parts that do not go together."""
-    if weighting is not None and weighting.needs_gram and len(objectives) < 2:
+    balances = weighting is not None and (weighting.needs_gram or weighting.needs_losses)
+    if balances and len(objectives) < 2:
         raise ConfigError(
             f"weighting={type(weighting).__name__} balances two objectives, but this run has only "
             f"{objectives[0]}; set weighting=none, or a method and trainer.retain_loss with both"

@@ -32,7 +32,8 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     )
     per_epoch = -(-len(examples) // config.batch_size)
     weighting, _ = part_of(config.weighting)
-    apart = config.perturbation["class"] is not None or (weighting and weighting.needs_gram)
+    asked = weighting is not None and (weighting.needs_gram or weighting.losses_first)
+    apart = asked or config.perturbation["class"] is not None
     needed = reference_needed(method, settings)
     ranks = distributed.intended_world_size()
     states = model_state_bytes(
