@@ -28,8 +28,10 @@ from framework.tuning import Full, Layers, LoRA, Tuning
 from trainers.blur import BLUR
 from trainers.finetune import Finetune
 from trainers.grad_ascent import GradAscent, GradDiff
+from trainers.log_barrier import LogBarrier
 from trainers.ngdiff import NormalizedGradients
 from trainers.npo import NPO
+from trainers.primal_dual import PrimalDual
 from trainers.sam import SAM
 
 VOCABULARY = 64
@@ -104,6 +106,10 @@ WEIGHTINGS = {
     "none": lambda: None,
     "ngdiff": lambda: NormalizedGradients(NormalizedGradients.Config()),
     "blur": lambda: BLUR(BLUR.Config()),
+    # the tiny model begins at a loss of about 4.5
+    "primal_dual": lambda: PrimalDual(PrimalDual.Config(level=4.0)),
+    "primal_dual_relative": lambda: PrimalDual(PrimalDual.Config(level=0.01, relative=True)),
+    "log_barrier": lambda: LogBarrier(LogBarrier.Config(level=8.0, growth=1.5)),
 }
 PERTURBATIONS = {"none": lambda: None, "sam": lambda: SAM(SAM.Config(rho=0.05))}
 TUNINGS: dict[str, Tuning] = {

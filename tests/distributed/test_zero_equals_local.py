@@ -46,6 +46,13 @@ PARTIAL: list[dict[str, Any]] = [  # losses that do not reach every parameter
     {"method": "first_block", "perturbation": "sam"},
     {"method": "first_block_every_other_step"},
 ]
+CONSTRAINED: list[dict[str, Any]] = [
+    {"weighting": "primal_dual", "tokens": WHOLE_STEP},
+    {"weighting": "primal_dual_relative", "perturbation": "sam"},
+    {"weighting": "log_barrier"},
+    {"weighting": "primal_dual", "method": "breaks_once"},
+]
+DUALS = {case["weighting"] for case in CONSTRAINED}
 
 
 def cases() -> list[Case]:
@@ -65,6 +72,7 @@ def cases() -> list[Case]:
             {"method": "grad_diff", "compare_every": 2, "evaluate": True},
         ]
         chosen += [{"stage": stage, **variant} for variant in variants]
+    chosen += [{"stage": stage, **variant} for stage in "23" for variant in CONSTRAINED]
     for stage in "123":
         offloaded = [
             {**EVERYTHING, "clip": 0.5},
@@ -140,6 +148,14 @@ def test_three_steps_give_the_weights_of_one_process(session, case):
 def test_every_logged_number_is_that_of_one_process(session, case):
     limit = 1e-5 if case.optimizer == "adamw" else 2e-6
     assert session[case]["metrics"] <= limit
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.weighting in DUALS], ids=by_name)
+def test_every_rank_has_the_same_dual_to_the_bit_and_as_one_process(session, case):
+    first, second = session[case]["weighting"]
+    assert first == second
+    assert first["steps"] == (2 if case.method == "breaks_once" else 3)
+    assert first == pytest.approx(session[case]["right weighting"], rel=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)

@@ -67,11 +67,12 @@ class Case:
 
 
 class Trained(NamedTuple):
-    """What a run leaves: the weights, whole, and the numbers of every step."""
+    """What a run leaves: the weights, whole, the numbers of every step, the weighting's state."""
 
     weights: Mapping[str, torch.Tensor]
     metrics: list[dict[str, float]]
     evaluation: list[Any]
+    weighting: dict[str, Any]
 
 
 def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
@@ -98,7 +99,7 @@ def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
     after = engine.master_weights()
     assert all(torch.isfinite(w).all() for w in after.values())
     assert difference(before, after) > 1e-4, "the steps moved nothing"
-    return Trained(after, metrics, evaluation)
+    return Trained(after, metrics, evaluation, trainer.weighting.state_dict())
 
 
 def answers(model: LanguageModel) -> list[Any]:
@@ -159,6 +160,8 @@ def measure(case: Case) -> dict[str, Any]:
         "metrics": metrics,
         "shift": shift_and_restore(engine),
         "missing": missing(case, engine),
+        "weighting": distributed.all_gather_objects(found.weighting),
+        "right weighting": right.weighting,
     }
     if case.evaluate:
         everyone = distributed.all_gather_objects(found.evaluation)
