@@ -34,6 +34,10 @@ class Reference(ABC):
     def logits(self, rows: Rows) -> Tensor:
         """[S, V] fp32 logits at the scored positions."""
 
+    @abstractmethod
+    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
+        """[T, D] output of decoder block `layer`, as `LanguageModel.hidden_states` counts them."""
+
     def log_probs(self, rows: Rows) -> Tensor:
         """[B] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
         return rows.row_sum(self.token_log_probs(rows))
@@ -96,10 +100,11 @@ class CachedReference(Reference):
 
     def logits(self, rows: Rows) -> Tensor:
         """Not kept: raises ConfigError."""
-        raise ConfigError(
-            "the cached reference holds token log-probabilities only; set trainer.reference=frozen "
-            "to keep the whole model"
-        )
+        raise _not_kept()
+
+    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
+        """Not kept: raises ConfigError."""
+        raise _not_kept()
 
 
 class FrozenReference(Reference):
@@ -119,10 +124,22 @@ class FrozenReference(Reference):
         with self._before():
             return self._model.logits(rows)
 
+    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
+        """See `Reference.hidden_states`."""
+        with self._before():
+            return self._model.hidden_states(rows, layer)
+
     @contextmanager
     def _before(self) -> Iterator[None]:
         with self._model.evaluating(), adapters_off(self._model.module):
             yield
+
+
+def _not_kept() -> ConfigError:
+    return ConfigError(
+        "the cached reference holds token log-probabilities only; set trainer.reference=frozen "
+        "to keep the whole model"
+    )
 
 
 def _key(rows: Sequence[Row]) -> str:

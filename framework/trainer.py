@@ -37,6 +37,9 @@ class UnlearningTrainer:
     objectives: tuple[str, ...] = ("forget", "retain")
     reference_kind: ClassVar[Literal["cached", "frozen"] | None] = None
     """What `forget_loss` asks of the model before unlearning; null: nothing."""
+    surrogate: ClassVar[bool] = False
+    """Whether `forget_loss` holds a part of itself constant (a weight, a target), so that a step
+    against its gradient need not lower it."""
 
     @dataclass
     class Config:
@@ -343,7 +346,7 @@ def reference_needed(
     Raises ConfigError when the config asks for one that does not serve the losses.
     """
     needed = kind.reference_kind
-    if config.retain_loss == "kl" and "retain" in kind.objectives:
+    if config.retain_loss not in ("nll", "none") and "retain" in kind.objectives:
         needed = "frozen"
     if needed == "frozen" and config.reference == "cached":
         raise ConfigError(
