@@ -24,7 +24,7 @@ SETTINGS = {
     "optimizer.learning_rate=-1": "optimizer.learning_rate must be > 0, got -1",
     "optimizer.warmup=1": "optimizer.warmup must be in [0, 1), got 1",
     "model.max_length=1": "model.max_length must be at least 2, got 1",
-    "model.heads=3": "model.hidden_size=16 must be a multiple of model.heads=3",
+    "model.heads=3": "model.hidden_size=16 must be an even multiple of model.heads=3",
     "benchmark.limit=0": "benchmark.limit must be at least 1 row or null, got 0",
     "finetune_on=target": "finetune_on=target is for trainer=finetune; trainer=npo forgets",
     "gold=nowhere": "there is no evaluation at nowhere; make one: python -m launch.eval run=now",
