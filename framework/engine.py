@@ -1,9 +1,9 @@
 """The engine: where the model lives, is differentiated and is stepped.
 
-A step asks five things of it: `gradient` (one sharded vector per objective), `shifted` (the same
-model at other parameters, restored exactly), `step` (one optimizer update along a direction),
-`save` and `load`. `LocalEngine`, plain torch in one process, defines what is right; every other
-engine must equal it.
+A step asks six things of it: `gradient` (one sharded vector per objective), `shifted` (the same
+model at other parameters, restored exactly), `noise` (a random vector), `step` (one optimizer
+update along a direction), `save` and `load`. `LocalEngine`, plain torch in one process, defines
+what is right; every other engine must equal it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .language_model import LanguageModel, trainable_parameters
+from .noise import standard_normal
 from .vectors import Vector, inner_products
 
 Precision = Literal["fp32", "bf16"]
@@ -72,6 +73,13 @@ class Engine(ABC):
             yield shift
         finally:
             self.unshift()
+
+    @abstractmethod
+    def noise(self, seed: int) -> Vector:
+        """Standard normal numbers, each a function of `seed`, its parameter's name and its place.
+
+        However the parameters are spread, it is the same vector (see `noise.py`).
+        """
 
     @abstractmethod
     def step(self, direction: Vector, learning_rate: float) -> None:
@@ -192,6 +200,14 @@ class LocalEngine(Engine):
         assert self._unshifted is not None, "not shifted"
         torch._foreach_copy_(self._parameters, self._unshifted)
         self._unshifted = None
+
+    def noise(self, seed: int) -> Vector:
+        """See `Engine.noise`."""
+        shards = [
+            standard_normal(seed, name, start=0, length=p.numel(), device=p.device)
+            for name, p in self._named
+        ]
+        return Vector(shards, replicated=True)
 
     @torch.no_grad()
     def step(self, direction: Vector, learning_rate: float) -> None:

@@ -48,11 +48,13 @@ class Perturbation(ABC):
         self,
         gradient: Callable[[], Vector],
         shifted: Callable[[Vector], AbstractContextManager[Shift]],
+        noise: Callable[[int], Vector],
     ) -> Vector:
         """The objective's gradient, from `gradient()` at the current parameters.
 
         Inside `with shifted(delta):` the current parameters are moved by `delta`; `gradient()`
-        always reads the same batch with the same dropout.
+        always reads the same batch with the same dropout. `noise(draw)` is standard normal, another
+        vector for every draw and step, the same on any number of ranks.
         """
 
 

@@ -8,6 +8,7 @@ weighted is decided by parts (`parts.py`), where they live by the engine (`engin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .data import Row, Rows, StepTotals, partition
-from .distributed import rank, sum_over_ranks, world_size
+from .distributed import is_main, rank, sum_over_ranks, world_size
 from .engine import Engine, Loss, Shift
 from .errors import ConfigError, NonFiniteError
 from .losses import kl_divergence
@@ -29,6 +30,10 @@ from .vectors import Gram, Vector, gram
 
 Batches = Mapping[str, Sequence[Rows]]
 """This rank's micro-batches of one step, by objective; equally many on every rank."""
+
+
+class RoundingWarning(UserWarning):
+    """The parameters' precision leaves little of a perturbation."""
 
 
 class UnlearningTrainer:
@@ -82,6 +87,7 @@ class UnlearningTrainer:
         self.seed = seed
         self.skipped_steps = 0
         self.steps_done = 0
+        self._warned_of_rounding = False
         self._last: _StepRecord | None = None
         check_parts(self.objectives, self.weighting, perturbation)
 
@@ -153,13 +159,17 @@ class UnlearningTrainer:
         silent = self._losses(name, batches, None)
         calls = iter([losses])
 
-        def gradient() -> Vector:  # the loss on record is the first reading, unperturbed
+        def gradient() -> Vector:  # the loss on record is of the first reading
             return self.engine.gradient(next(calls, silent))
+
+        def noise(draw: int) -> Vector:
+            place = (self.steps_done, self.objectives.index(name), draw)
+            return self.engine.noise(_counter_seed(self.seed, *place))
 
         perturbation = self.perturbation
         if perturbation is None or name not in perturbation.objectives:
             return gradient()
-        return perturbation.gradient(gradient, lambda delta: self._shifted(delta, record))
+        return perturbation.gradient(gradient, lambda delta: self._shifted(delta, record), noise)
 
     @contextmanager
     def _shifted(self, delta: Vector, record: _StepRecord) -> Iterator[Shift]:
@@ -223,9 +233,27 @@ class UnlearningTrainer:
     def metrics(self) -> dict[str, float]:
         """The last step's numbers; one reduction over ranks, one copy to the host."""
         assert self._last is not None, "no step yet"
+        metrics = self._last.metrics()
+        self._warn_of_rounding(metrics)
         own = {f"train/{name}": value for name, value in self.weighting.metrics().items()}
-        skipped = {"train/skipped_steps": float(self.skipped_steps)}
-        return {**self._last.metrics(), **own, **skipped}
+        return {**metrics, **own, "train/skipped_steps": float(self.skipped_steps)}
+
+    def _warn_of_rounding(self, metrics: Mapping[str, float]) -> None:
+        """Say once that the parameters' precision swallows the perturbation."""
+        norm, ratio, cosine = (
+            metrics.get(f"train/perturbation/{name}", 1.0) for name in ("norm", "ratio", "cosine")
+        )
+        lost = min(ratio, cosine) < 0.5  # not where a step was skipped: NaN is less than nothing
+        if not lost or self._warned_of_rounding or not is_main():
+            return
+        self._warned_of_rounding = True
+        warnings.warn(
+            f"most of the perturbation was rounded away at step {self.steps_done}: realized norm "
+            f"{norm:.3g}, {ratio:.2g} of what was asked for, at cosine {cosine:.2g} to it; set "
+            "precision=fp32 or a larger perturbation",
+            RoundingWarning,
+            stacklevel=3,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs beside the engine."""

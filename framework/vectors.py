@@ -58,6 +58,11 @@ class Vector:
                 shard.mul_(scale.to(shard.device, shard.dtype))
         return self
 
+    def stretch_(self, length: float) -> Vector:
+        """Scale to the global length `length` in place; a vanishing vector stays zero."""
+        # 1e-30 is below every norm that fp32 can measure, and its inverse still fits into fp32
+        return self.scale_(length / self.norm().clamp_min(1e-30))
+
     def add_(self, other: Vector, scale: float | Tensor = 1.0) -> Vector:
         """Add a multiple of `other` in place."""
         if not isinstance(scale, Tensor):

@@ -26,11 +26,12 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("DS_LOG_LEVEL", "error")  # read by deepspeed when it is imported
 import deepspeed
@@ -55,6 +56,7 @@ from .engine import (
 )
 from .errors import CheckpointError, ConfigError, WorldSizeError
 from .language_model import LanguageModel, trainable_parameters
+from .noise import standard_normal
 from .vectors import Vector
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -75,7 +77,8 @@ PRIVATE = {
         "allgather_bucket_size", "averaged_gradients", "bit16_groups", "bit16_groups_flat",
         "cpu_offload", "local_overflow", "micro_step_id", "nccl_start_alignment_factor",
         "norm_for_param_grads", "parallel_partitioned_bit16_groups", "partition_size",
-        "real_dp_process_group", "single_partition_of_fp32_groups", "update_lp_params",
+        "real_dp_process_group", "round_robin_bit16_groups", "round_robin_bit16_offsets",
+        "single_partition_of_fp32_groups", "update_lp_params",
     ),
     "stage 3": (
         "_offload_boundary_param_ids", "_partition_all_parameters",
@@ -161,6 +164,16 @@ class ZeroEngine(Engine):
     def unshift(self) -> None:
         """See `Engine.unshift`."""
         self._layout.publish(None)
+
+    def noise(self, seed: int) -> Vector:
+        """See `Engine.noise`. Padding stays zero."""
+        shards = [torch.zeros_like(master) for master in self._layout.masters()]
+        for shard, pieces in zip(shards, self._layout.pieces(), strict=True):
+            for p, start, offset, length in pieces:
+                shard[offset : offset + length] = standard_normal(
+                    seed, self._names[p], start=start, length=length, device=self.model.device
+                )
+        return self._vector(shards)
 
     def step(self, direction: Vector, learning_rate: float) -> None:
         """See `Engine.step`."""
@@ -325,6 +338,17 @@ def partitioned_loading(config: ZeroEngine.Config, precision: Precision) -> Iter
 # ---- where DeepSpeed keeps things ----------------------------------------------------------------
 
 
+class _Piece(NamedTuple):
+    """A run of one parameter's elements in this rank's share of a (sub)group."""
+
+    parameter: nn.Parameter
+    start: int
+    """Of the run, in the parameter."""
+    offset: int
+    """Of the run, in the share."""
+    length: int
+
+
 class _Layout(ABC):
     """Where one ZeRO optimizer keeps gradients, fp32 masters and the parameters of the forward.
 
@@ -351,6 +375,10 @@ class _Layout(ABC):
     @abstractmethod
     def masters(self) -> list[Tensor]:
         """The fp32 master weights, aliased."""
+
+    @abstractmethod
+    def pieces(self) -> list[list[_Piece]]:
+        """Which elements of which parameters each share holds; what is missing is padding."""
 
     def unshifted(self) -> list[Tensor]:
         """The fp32 weights that a shift starts from, also while shifted."""
@@ -389,6 +417,9 @@ class _Replicated(_Layout):
     def masters(self) -> list[Tensor]:
         return [p.data.view(-1) for p in self.parameters]
 
+    def pieces(self) -> list[list[_Piece]]:
+        return [[_Piece(p, 0, 0, p.numel())] for p in self.parameters]
+
     def unshifted(self) -> list[Tensor]:
         return self.masters() if self.saved is None else self.saved
 
@@ -422,6 +453,16 @@ class _WholeGradient(_Layout):
 
     def masters(self) -> list[Tensor]:
         return [m.data for m in self.optimizer.fp32_groups_flat_partition]
+
+    def pieces(self) -> list[list[_Piece]]:
+        o = self.optimizer
+        found = []
+        for i, group in enumerate(o.bf16_groups):
+            offsets = accumulate((p.numel() for p in group[:-1]), initial=0)
+            rank = dist.get_rank(group=o.real_dp_process_group[i])
+            size = o.fp32_groups_flat_partition[i].numel()
+            found.append(_cut(group, offsets, rank * size, size))
+        return found
 
     def publish(self, shards: Sequence[Tensor] | None) -> None:
         o = self.optimizer
@@ -489,6 +530,15 @@ class _Partitioned(_Layout):
     def masters(self) -> list[Tensor]:
         return [m.data for m in self.optimizer.single_partition_of_fp32_groups]
 
+    def pieces(self) -> list[list[_Piece]]:
+        o = self.optimizer
+        found = []
+        for i, group in enumerate(o.round_robin_bit16_groups):
+            rank = dist.get_rank(group=o.real_dp_process_group[i])
+            size = int(o.partition_size[i])
+            found.append(_cut(group, o.round_robin_bit16_offsets[i], rank * size, size))
+        return found
+
     def publish(self, shards: Sequence[Tensor] | None) -> None:
         o = self.optimizer
         if shards is None:
@@ -546,6 +596,21 @@ class _Sharded(_Layout):
     def masters(self) -> list[Tensor]:
         return [m.data for m in self.optimizer.fp32_partitioned_groups_flat]
 
+    def pieces(self) -> list[list[_Piece]]:
+        found = []
+        for group in self.optimizer.fp16_groups:  # every parameter is cut by itself
+            sizes = [p.partition_numel() for p in group]
+            starts = [size * dist.get_rank() for size in sizes]
+            offsets = accumulate(sizes[:-1], initial=0)
+            found.append(
+                [
+                    _Piece(p, start, offset, min(size, p.ds_numel - start))
+                    for p, size, start, offset in zip(group, sizes, starts, offsets, strict=True)
+                    if start < p.ds_numel
+                ]
+            )
+        return found
+
     def unshifted(self) -> list[Tensor]:
         return self.masters() if self.saved is None else self.saved
 
@@ -578,6 +643,18 @@ def _layout_of(engine: Any) -> _Layout:
         return _Replicated(engine)
     assert kind.__name__ in _LAYOUTS, f"DeepSpeed chose {kind.__name__}, which is not known here"
     return _LAYOUTS[kind.__name__](engine)
+
+
+def _cut(
+    parameters: Sequence[nn.Parameter], offsets: Iterable[int], begin: int, size: int
+) -> list[_Piece]:
+    """What lies from `begin` to `begin + size` of parameters that lie at `offsets` in a row."""
+    pieces = []
+    for p, offset in zip(parameters, offsets, strict=True):
+        first, last = max(offset, begin), min(offset + p.numel(), begin + size)
+        if first < last:
+            pieces.append(_Piece(p, first - offset, first - begin, last - first))
+    return pieces
 
 
 def _gather(optimizer: Any, flat: Any, partitioned: Any) -> None:

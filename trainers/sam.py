@@ -34,10 +34,12 @@ class SAM(Perturbation):
         self,
         gradient: Callable[[], Vector],
         shifted: Callable[[Vector], AbstractContextManager[Shift]],
+        noise: Callable[[int], Vector],
     ) -> Vector:
         """See `Perturbation.gradient`."""
-        direction = gradient()
-        # 1e-30 is below every norm that fp32 can measure, and its inverse still fits into fp32
-        delta = direction.scale_(self.config.rho / direction.norm().clamp_min(1e-30))
-        with shifted(delta):
+        del noise
+        here = gradient()
+        if self.config.rho == 0:
+            return here
+        with shifted(here.stretch_(self.config.rho)):
             return gradient()

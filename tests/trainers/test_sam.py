@@ -16,6 +16,11 @@ def bowl_engine(precision: str = "fp32", *values: float):
     return tiny.point_engine(*values, optimizer=optimizer, precision=precision)
 
 
+def no_noise(draw: int) -> Vector:
+    """SAM asks for none."""
+    raise AssertionError(draw)
+
+
 def gradient_of_bowl(engine) -> Vector:
     """Of 1/2 |w|^2: w itself."""
     return engine.gradient([lambda: 0.5 * engine.model.module.weight.square().sum()])
@@ -25,7 +30,9 @@ def gradient_of_bowl(engine) -> Vector:
 def test_the_gradient_is_taken_rho_away_along_the_gradient(precision):
     # w = (3, 4), rho = 0.5: v = (3, 4), delta = 0.5 (0.6, 0.8), gradient = (3.3, 4.4)
     engine = bowl_engine(precision, 3.0, 4.0)
-    found = SAM(SAM.Config(rho=0.5)).gradient(lambda: gradient_of_bowl(engine), engine.shifted)
+    found = SAM(SAM.Config(rho=0.5)).gradient(
+        lambda: gradient_of_bowl(engine), engine.shifted, no_noise
+    )
     tolerance = 1e-6 if precision == "fp32" else 2**-8  # bf16 has 8 bits
     assert found.shards[0].tolist() == pytest.approx([3.3, 4.4], rel=tolerance)
     assert engine.model.module.weight.tolist() == [3.0, 4.0]
@@ -43,13 +50,15 @@ def test_the_norm_is_of_the_whole_model_not_of_each_shard():
 
         def __exit__(self, *_: object) -> None: ...
 
-    SAM(SAM.Config(rho=1.0)).gradient(gradient.clone, Recorded)
+    SAM(SAM.Config(rho=1.0)).gradient(gradient.clone, Recorded, no_noise)
     assert shifts == [pytest.approx([0.6, 0.8])]
 
 
 def test_a_vanishing_gradient_shifts_nothing():
     engine = bowl_engine("fp32", 0.0, 0.0)
-    found = SAM(SAM.Config(rho=0.5)).gradient(lambda: gradient_of_bowl(engine), engine.shifted)
+    found = SAM(SAM.Config(rho=0.5)).gradient(
+        lambda: gradient_of_bowl(engine), engine.shifted, no_noise
+    )
     assert found.shards[0].tolist() == [0.0, 0.0]
 
 
@@ -70,7 +79,7 @@ def test_the_parameters_come_back_bit_for_bit(precision, rho):
         inside.append(engine.model.module.lm_head.weight.detach().clone())
         return engine.gradient([lambda: engine.model.token_log_probs(batch).sum()])
 
-    SAM(SAM.Config(rho=rho)).gradient(gradient, engine.shifted)
+    SAM(SAM.Config(rho=rho)).gradient(gradient, engine.shifted, no_noise)
     assert not torch.equal(*inside)
     after = engine.model.module.state_dict()
     assert all(torch.equal(before[n], after[n]) for n in before)
@@ -89,7 +98,7 @@ def test_the_parameters_come_back_when_the_second_gradient_fails(precision):
         return engine.gradient([lambda: engine.model.token_log_probs(batch).sum()])
 
     with pytest.raises(InterruptedError):
-        SAM(SAM.Config(rho=3.0)).gradient(gradient, engine.shifted)
+        SAM(SAM.Config(rho=3.0)).gradient(gradient, engine.shifted, no_noise)
     after = engine.model.module.state_dict()
     assert all(torch.equal(before[n], after[n]) for n in before)
 
