@@ -26,12 +26,15 @@ from framework.reference import CachedReference, FrozenReference
 from framework.trainer import micro_batches, reference_needed
 from framework.tuning import Full, Layers, LoRA, Tuning
 from trainers.blur import BLUR
+from trainers.curvature import Curvature
 from trainers.finetune import Finetune
 from trainers.grad_ascent import GradAscent, GradDiff
+from trainers.gradient_penalty import GradientPenalty
 from trainers.log_barrier import LogBarrier
 from trainers.ngdiff import NormalizedGradients
 from trainers.npo import NPO
 from trainers.primal_dual import PrimalDual
+from trainers.random_smoothing import RandomSmoothing
 from trainers.sam import SAM
 
 VOCABULARY = 64
@@ -111,7 +114,14 @@ WEIGHTINGS = {
     "primal_dual_relative": lambda: PrimalDual(PrimalDual.Config(level=0.01, relative=True)),
     "log_barrier": lambda: LogBarrier(LogBarrier.Config(level=8.0, growth=1.5)),
 }
-PERTURBATIONS = {"none": lambda: None, "sam": lambda: SAM(SAM.Config(rho=0.05))}
+PERTURBATIONS = {
+    "none": lambda: None,
+    "sam": lambda: SAM(SAM.Config(rho=0.05)),
+    # large enough that bf16, at weights of 0.1, does not round them away
+    "random_smoothing": lambda: RandomSmoothing(RandomSmoothing.Config(sigma=0.01, draws=2)),
+    "gradient_penalty": lambda: GradientPenalty(GradientPenalty.Config(penalty=0.1, step=0.1)),
+    "curvature": lambda: Curvature(Curvature.Config(penalty=0.03, radius=0.3, step=0.3)),
+}
 TUNINGS: dict[str, Tuning] = {
     "full": Full(Full.Config()),
     "layers": Layers(Layers.Config(parameters=r"layers\.1\.mlp|layers\.0\.input_layernorm")),

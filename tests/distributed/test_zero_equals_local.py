@@ -39,6 +39,10 @@ METHODS: list[dict[str, Any]] = [
     {"method": "npo", "weighting": "blur", "perturbation": "sam"},
     {"method": "npo_kl"},
 ]
+SHIFTED: list[dict[str, Any]] = [
+    {"perturbation": "random_smoothing", "weighting": "blur"},
+    {"perturbation": "gradient_penalty"},
+]
 EVERYTHING = METHODS[5]
 NAN = {"method": "breaks_once", "weighting": "ngdiff", "perturbation": "sam"}
 PARTIAL: list[dict[str, Any]] = [  # losses that do not reach every parameter
@@ -61,6 +65,9 @@ def cases() -> list[Case]:
     for stage in "0123":
         variants = [
             *METHODS,
+            *SHIFTED,
+            {"perturbation": "random_smoothing", "tuning": "layers", "tied": True},
+            {"perturbation": "curvature"},
             *PARTIAL,
             NAN,
             {"method": "breaks_once"},
@@ -78,11 +85,12 @@ def cases() -> list[Case]:
             {**EVERYTHING, "clip": 0.5},
             {"optimizer": "adamw", "tied": True},
             *PARTIAL[::2],
+            *SHIFTED,
             NAN,
         ]
         chosen += [{"stage": stage, "offload": "cpu", **variant} for variant in offloaded]
         for offload in ("none", "cpu"):
-            rounded = [{**EVERYTHING, "clip": 0.5}, PARTIAL[0], PARTIAL[2], NAN]
+            rounded = [{**EVERYTHING, "clip": 0.5}, *SHIFTED, PARTIAL[0], PARTIAL[2], NAN]
             chosen += [
                 {"stage": stage, "offload": offload, "precision": "bf16", **variant}
                 for variant in rounded
