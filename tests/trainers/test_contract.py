@@ -71,11 +71,17 @@ TRIED = [composition for composition in ALL if tried(composition)]
 every_composition = pytest.mark.parametrize("composition", TRIED, ids="-".join)
 
 
+STEADY = {  # its default magnifies the rounding of the gradients penalty / step = 1000 times
+    "curvature": [f"perturbation.{x}" for x in ("penalty=0.03", "radius=0.3", "step=0.3")],
+}
+
+
 def settings(composition: Composition, *overrides: str) -> Any:
     """The composition's resolved config."""
     method, weighting, perturbation = composition
     groups = [f"trainer={method}", f"weighting={weighting}", f"perturbation={perturbation}"]
-    return compose("train", [*groups, *overrides], configs=CONFIGS, schema=RunSettings)
+    chosen = [*groups, *STEADY.get(perturbation, ()), *overrides]
+    return compose("train", chosen, configs=CONFIGS, schema=RunSettings)
 
 
 def build(
@@ -259,17 +265,21 @@ def test_four_steps_are_two_steps_a_checkpoint_and_two_steps(composition, tmp_pa
     }
 
 
-@pytest.mark.parametrize(
-    "composition",
-    [c for c in TRIED if c[2] == "none" and "forget" in objectives(c[0])],
-    ids="-".join,
-)
-def test_sam_of_radius_zero_is_no_perturbation_bit_for_bit(composition):
+SIZES = {
+    "sam": "rho",
+    "random_smoothing": "sigma",
+    "gradient_penalty": "penalty",
+    "curvature": "penalty",
+}
+
+
+@pytest.mark.parametrize("composition", [c for c in TRIED if c[2] != "none"], ids="-".join)
+def test_a_perturbation_of_size_zero_is_none_bit_for_bit(composition):
     plan = tiny.step_rows(3)
     each = "trainer.compare_every=1"  # then both add up one objective's gradient at a time
-    plain = trained(composition, plan, pieces(2), each)
-    still = trained((*composition[:2], "sam"), plan, pieces(2), each, "perturbation.rho=0")
-    assert apart(plain, still) == 0
+    zero = f"perturbation.{SIZES[composition[2]]}=0"
+    plain = trained((*composition[:2], "none"), plan, pieces(2), each)
+    assert apart(plain, trained(composition, plan, pieces(2), each, zero)) == 0
 
 
 @every_composition
