@@ -60,6 +60,7 @@ def connect(timeout: timedelta = timedelta(minutes=30)) -> None:
     if launched():
         dist.init_process_group(backend, timeout=timeout)
     else:  # one process that nobody launched: a group of its own
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
         dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
 
 

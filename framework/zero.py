@@ -124,7 +124,6 @@ class ZeroEngine(Engine):
             model.cast(torch.bfloat16)
         self._names = {p: n for n, p in trainable_parameters(model.module)}
         groups = optimizer_groups(list(self._names))
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed wants it of a process nobody launched
         with redirect_stdout(io.StringIO()):  # it prints its memory and its compiler's success
             self.deepspeed = deepspeed.initialize(
                 model=model.module,
@@ -327,6 +326,8 @@ def partitioned_loading(config: ZeroEngine.Config, precision: Precision) -> Iter
     if config.stage != "3":
         yield
         return
+    with redirect_stdout(io.StringIO()):  # its compiler's success again
+        deepspeed.init_distributed()
     alive = HfDeepSpeedConfig(deepspeed_config(config, precision))
     try:
         yield

@@ -164,8 +164,9 @@ def test_a_pretrained_model_is_partitioned_as_it_is_loaded(
     assert evaluation(run)["metrics"].keys() == evaluation(first)["metrics"].keys()
 
 
+@pytest.mark.parametrize("stage", ["2", "3"])
 def test_one_process_needs_no_launcher_and_says_no_more_than_it_must(
-    folder: Path, first: Path, shell, weights, tmp_path: Path
+    stage: str, folder: Path, first: Path, shell, weights, tmp_path: Path
 ) -> None:
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
     arguments = [
@@ -173,7 +174,7 @@ def test_one_process_needs_no_launcher_and_says_no_more_than_it_must(
         *("benchmark=lume", f"benchmark.path={folder}", "tracker=none", "precision=fp32"),
         *("max_steps=2", "evaluate=false"),
     ]
-    ended = python("launch.train", "zero=2", *arguments, f"output={sharded}")
+    ended = python("launch.train", f"zero={stage}", *arguments, f"output={sharded}")
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
     cut, also_cut, done = ended.stderr.splitlines()
     assert cut.startswith("warning: forget: ")
@@ -215,3 +216,19 @@ def test_adapters_are_merged_into_a_plain_model(lume: list[str], shell, tmp_path
     moved = {n for n, w in model.state_dict().items() if not w.equal(before.state_dict()[n])}
     assert moved == {n for n in before.state_dict() if "_proj" in n}
     assert not (run / "model" / "adapter_config.json").exists()
+
+
+def test_fresh_adapters_are_the_same_at_every_start_and_on_every_rank(
+    lume: list[str], shell, weights, tmp_path: Path
+) -> None:
+    arguments = ["tuning=lora", "tuning.rank=2", "max_steps=2", "evaluate=false", *lume]
+    runs = [tmp_path / name for name in ("once", "again", "sharded")]
+    for run in runs[:2]:
+        assert shell.run("train", *arguments, f"output={run}").code == 0
+    ended = torchrun("launch.train", "zero=3", *arguments, f"output={runs[2]}")
+
+    assert ended.returncode == 0, ended.stderr
+    once, again, sharded = (weights(run) for run in runs)
+    for name in once:
+        assert torch.equal(again[name], once[name]), name
+        torch.testing.assert_close(sharded[name], once[name], rtol=0, atol=2e-6)
