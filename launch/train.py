@@ -57,13 +57,14 @@ def main(arguments: list[str]) -> None:
         return
     folder = Path(config.output)
     check_output(config, folder)
+    if is_finished(folder):
+        if distributed.launcher_rank() == 0:
+            say(f"{folder} is finished; nothing is left to do")
+        return
     if needs_target(config):
         prepare(config, benchmark)
     if distributed.launched() or is_sharded(config):
         distributed.connect()
-    if is_finished(folder):
-        say(f"{folder} is finished; nothing is left to do")
-        return
     make_folder(folder)
     if distributed.is_main() and not (folder / "config.yaml").is_file():
         (folder / "reference.pt").unlink(missing_ok=True)  # left by a start that failed
