@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from .data import Row, Rows, StepTotals, partition
-from .distributed import is_main, rank, sum_over_ranks, world_size
+from .distributed import is_main, rank, world_size
 from .engine import Engine, Loss, Shift
 from .errors import ConfigError, NonFiniteError
 from .losses import kl_divergence
-from .memory import peak_memory_gib
 from .optimizers import Optimizer
 from .parts import FixedWeights, Perturbation, Weighting, Weights
 from .reference import Reference
+from .step_record import StepRecord
 from .vectors import Gram, Vector, gram
 
 Batches = Mapping[str, Sequence[Rows]]
@@ -88,7 +88,7 @@ class UnlearningTrainer:
         self.skipped_steps = 0
         self.steps_done = 0
         self._warned_of_rounding = False
-        self._last: _StepRecord | None = None
+        self._last: StepRecord | None = None
         check_parts(self.objectives, self.weighting, perturbation)
 
     # ---- what a method states --------------------------------------------------------------------
@@ -120,7 +120,7 @@ class UnlearningTrainer:
 
     def step(self, batches: Batches, *, learning_rate: float) -> None:
         """One update on one step's rows."""
-        record = self._last = _StepRecord(learning_rate)
+        record = self._last = StepRecord(learning_rate)
         products: Gram | None = None
         if self._separate():
             gradients = {
@@ -153,7 +153,7 @@ class UnlearningTrainer:
         asked = self.weighting.needs_gram or self.weighting.losses_first
         return asked or self.perturbation is not None or compared
 
-    def _gradient(self, name: str, batches: Sequence[Rows], record: _StepRecord) -> Vector:
+    def _gradient(self, name: str, batches: Sequence[Rows], record: StepRecord) -> Vector:
         """One objective's gradient, at the parameters that the perturbation chooses."""
         losses = self._losses(name, batches, record)
         silent = self._losses(name, batches, None)
@@ -172,7 +172,7 @@ class UnlearningTrainer:
         return perturbation.gradient(gradient, lambda delta: self._shifted(delta, record), noise)
 
     @contextmanager
-    def _shifted(self, delta: Vector, record: _StepRecord) -> Iterator[Shift]:
+    def _shifted(self, delta: Vector, record: StepRecord) -> Iterator[Shift]:
         with self.engine.shifted(delta) as shift:
             record.shift = shift
             yield shift
@@ -181,7 +181,7 @@ class UnlearningTrainer:
         self,
         name: str,
         batches: Sequence[Rows],
-        record: _StepRecord | None,
+        record: StepRecord | None,
         weight: float | Tensor = 1.0,
     ) -> list[Loss]:
         """One thunk per micro-batch.
@@ -204,7 +204,7 @@ class UnlearningTrainer:
 
         return [loss_of(index, rows) for index, rows in enumerate(batches)]
 
-    def _update(self, direction: Vector, record: _StepRecord) -> bool:
+    def _update(self, direction: Vector, record: StepRecord) -> bool:
         """Clip, look for NaN, and step; the one host sync of a step is here. False: skipped."""
         norm = direction.norm()
         record.norm = norm
@@ -217,7 +217,7 @@ class UnlearningTrainer:
         self.engine.step(direction, record.learning_rate)
         return True
 
-    def _refuse(self, record: _StepRecord) -> None:
+    def _refuse(self, record: StepRecord) -> None:
         if self.config.on_nonfinite == "skip":
             self.skipped_steps += 1
             return
@@ -268,58 +268,6 @@ class UnlearningTrainer:
         self.steps_done = state["step"]
         self.skipped_steps = state["skipped_steps"]
         self.weighting.load_state_dict(state["weighting"])
-
-
-class _StepRecord:
-    """What one step leaves to be logged, on the device until somebody asks."""
-
-    def __init__(self, learning_rate: float) -> None:
-        self.learning_rate = learning_rate
-        self.losses: dict[str, Tensor] = {}
-        self.weights: Weights = {}
-        self.gram: Gram | None = None
-        self.norm: Tensor | None = None
-        self.shift: Shift | None = None
-
-    def add(self, name: str, share: Tensor) -> None:
-        """Add a micro-batch's share to the objective's loss."""
-        self.losses[name] = self.losses[name] + share if name in self.losses else share
-
-    def mean_losses(self) -> dict[str, float]:
-        """Each objective's mean over the whole step, the same bits on every rank."""
-        return dict(zip(self.losses, self._reduced().tolist(), strict=True))
-
-    def _reduced(self) -> Tensor:
-        return sum_over_ranks(torch.stack([v.double() for v in self.losses.values()]))
-
-    def metrics(self) -> dict[str, float]:
-        """All numbers by their public names."""
-        named: dict[str, float | Tensor] = {"train/gradient_norm": _known(self.norm)}
-        named |= {f"train/{name}/weight": w for name, w in self.weights.items()}
-        if self.gram is not None:
-            for name in self.gram.names:
-                named[f"train/{name}/gradient_norm"] = self.gram.norm(name)
-            if {"forget", "retain"} <= set(self.gram.names):
-                named["train/cosine"] = self.gram.cosine("forget", "retain")
-        if self.shift is not None:
-            named["train/perturbation/norm"] = self.shift.norm
-            named["train/perturbation/ratio"] = self.shift.ratio
-            named["train/perturbation/cosine"] = self.shift.cosine
-        losses = self._reduced()
-        device = losses.device
-        scalars = [torch.as_tensor(v, dtype=torch.float64, device=device) for v in named.values()]
-        values = torch.cat([losses, torch.stack(scalars)]).tolist()
-        names = [*(f"train/{name}/loss" for name in self.losses), *named]
-        return {
-            **dict(zip(names, values, strict=True)),
-            "train/learning_rate": self.learning_rate,
-            "train/peak_memory_gib": peak_memory_gib(),
-        }
-
-
-def _known(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value
 
 
 def _weighted_sum(gradients: dict[str, Vector], weights: Weights) -> Vector:

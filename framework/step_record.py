@@ -1,0 +1,64 @@
+"""What one step leaves to be logged: losses, weights, norms, the cosine between the objectives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .distributed import sum_over_ranks
+from .engine import Shift
+from .memory import peak_memory_gib
+from .parts import Weights
+from .vectors import Gram
+
+
+class StepRecord:
+    """What one step leaves to be logged, on the device until somebody asks."""
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+        self.losses: dict[str, Tensor] = {}
+        self.weights: Weights = {}
+        self.gram: Gram | None = None
+        self.norm: Tensor | None = None
+        self.shift: Shift | None = None
+
+    def add(self, name: str, share: Tensor) -> None:
+        """Add a micro-batch's share to the objective's loss."""
+        self.losses[name] = self.losses[name] + share if name in self.losses else share
+
+    def mean_losses(self) -> dict[str, float]:
+        """Each objective's mean over the whole step, the same bits on every rank."""
+        return dict(zip(self.losses, self._reduced().tolist(), strict=True))
+
+    def _reduced(self) -> Tensor:
+        return sum_over_ranks(torch.stack([v.double() for v in self.losses.values()]))
+
+    def metrics(self) -> dict[str, float]:
+        """All numbers by their public names."""
+        named: dict[str, float | Tensor] = {"train/gradient_norm": _known(self.norm)}
+        named |= {f"train/{name}/weight": w for name, w in self.weights.items()}
+        if self.gram is not None:
+            for name in self.gram.names:
+                named[f"train/{name}/gradient_norm"] = self.gram.norm(name)
+            if {"forget", "retain"} <= set(self.gram.names):
+                named["train/cosine"] = self.gram.cosine("forget", "retain")
+        if self.shift is not None:
+            named["train/perturbation/norm"] = self.shift.norm
+            named["train/perturbation/ratio"] = self.shift.ratio
+            named["train/perturbation/cosine"] = self.shift.cosine
+        losses = self._reduced()
+        device = losses.device
+        scalars = [torch.as_tensor(v, dtype=torch.float64, device=device) for v in named.values()]
+        values = torch.cat([losses, torch.stack(scalars)]).tolist()
+        names = [*(f"train/{name}/loss" for name in self.losses), *named]
+        return {
+            **dict(zip(names, values, strict=True)),
+            "train/learning_rate": self.learning_rate,
+            "train/peak_memory_gib": peak_memory_gib(),
+        }
+
+
+def _known(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
