@@ -109,13 +109,13 @@ class LanguageModel:
         return rows.row_sum(self.token_log_probs(rows))
 
     def hidden_states(self, rows: Rows, layer: int) -> Tensor:
-        """[T, D] output of decoder block `layer` (1 is the first; 0 the embeddings).
+        """[T, D] output of decoder block `layer`, 1 the first, before any final norm.
 
-        As transformers gives it: the last block's has been through the final norm.
+        Later blocks are not computed.
         """
-        output = self._read(rows, logits_to_keep=rows.scored[:1], output_hidden_states=True)
-        states: Tensor = output.hidden_states[layer][0]
-        return states
+        with _up_to(self.module, layer):
+            states: Tensor = self._read(rows, logits_to_keep=rows.scored[:1]).hidden_states[0]
+        return states[0]
 
     def _read(self, rows: Rows, **options: Any) -> Any:
         return self.forward(
@@ -308,6 +308,50 @@ class LanguageModel:
         self.tokenizer.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+
+
+@contextmanager
+def _up_to(module: PreTrainedModel, layer: int) -> Iterator[None]:
+    """Inside, the model has its first `layer` blocks alone, and the last one's output in its own.
+
+    The list of blocks is cut short, rather than a forward pass left by an error half way: hooks of
+    ZeRO-3 must all run to their end. What a loss is made of must be in the output: DeepSpeed
+    prepares a backward pass when it reaches a tensor of the output.
+    """
+    decoder, name = _blocks_of(module)
+    whole: nn.ModuleList = getattr(decoder, name)
+    assert 1 <= layer <= len(whole), layer
+    caught: list[Tensor] = []
+
+    def catch(_block: nn.Module, _given: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        caught.append(output if isinstance(output, Tensor) else output[0])
+
+    def hand_out(_module: nn.Module, _given: object, output: dict[str, Any]) -> None:
+        output["hidden_states"] = tuple(caught)
+
+    hooks = whole[layer - 1].register_forward_hook(catch), module.register_forward_hook(hand_out)
+    setattr(decoder, name, whole[:layer])
+    try:
+        yield
+    finally:
+        setattr(decoder, name, whole)
+        for hook in hooks:
+            hook.remove()
+
+
+def _blocks_of(module: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The decoder, and what it calls the list of its blocks; raises ModelError without one."""
+    decoder = module.get_decoder()
+    count = module.config.get_text_config().num_hidden_layers
+    lists = [(n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList)]
+    found = [name for name, blocks in lists if len(blocks) == count]
+    if len(found) != 1:
+        raise ModelError(
+            f"{type(decoder).__name__} has no list of its {count} decoder blocks, so that hidden "
+            "states cannot be read; use another model family (Llama, OLMo, Qwen, Mistral, Phi, "
+            "Gemma 3, GPT-2, GPT-NeoX), or a method that reads none"
+        )
+    return decoder, found[0]
 
 
 def trainable_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

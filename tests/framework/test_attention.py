@@ -104,6 +104,28 @@ def test_packed_rows_are_read_as_if_alone(name):
     model.check_packing()
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_hidden_states_are_a_blocks_own_output_and_later_blocks_are_not_computed(name):
+    deep = {"num_hidden_layers": 4, **({"n_layer": 4} if "n_layer" in EXACT[name] else {})}
+    module, (row,) = family(name, **{**EXACT[name], **deep}), tiny.rows(1, name="deep")
+    right = module(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True)
+    (blocks,) = (m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4)
+    ran: list[int] = []
+    for k, block in enumerate(blocks, start=1):
+        block.register_forward_hook(lambda *_, k=k: ran.append(k))
+
+    model, batch = language_model(module), Rows.pack([row])
+    names = [n for n, _ in module.named_parameters()]
+    for layer in (1, 2, 3):
+        found = model.hidden_states(batch, layer)
+        assert (found - right.hidden_states[layer][0]).abs().max() <= 1e-5
+    last = model.hidden_states(batch, 4)
+    assert ran == [1, 1, 2, 1, 2, 3, 1, 2, 3, 4]
+    assert (last - right.hidden_states[4][0]).abs().max() > 1  # that is after the final norm
+    assert [n for n, _ in module.named_parameters()] == names
+    assert (model.logits(batch) - right.logits[0, batch.scored]).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_model_that_would_mix_packed_rows_is_refused(name):
     settings, message = REFUSED[name]

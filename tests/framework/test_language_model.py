@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from framework import LanguageModel, Row, Rows, language_model
+from framework import FrozenReference, LanguageModel, Row, Rows, language_model
 from framework.encoding import PromptFormat, encode_prompt
+from framework.errors import ModelError
 from framework.language_model import TokenScores
 
 ROWS = tiny.rows(9, name="scored")
@@ -93,6 +96,72 @@ def test_log_probs_of_a_row_are_the_weighted_sum_over_its_tokens():
     found = model.log_probs(batch).detach()
     right = [sum(plain_log_probs(row)) for row in (ROWS[0], ROWS[1])]
     assert found.tolist() == pytest.approx([right[0], right[0] / 2, right[1]], abs=2e-5)
+
+
+# ---- hidden states -------------------------------------------------------------------------------
+
+
+def states_gradient(model: LanguageModel, layer: int) -> dict[str, torch.Tensor]:
+    """Of the squared states of `layer`, by the parameters that they reach."""
+    model.module.zero_grad()
+    model.hidden_states(Rows.pack(ROWS), layer).square().sum().backward()
+    named = model.module.named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def test_hidden_states_have_the_gradient_of_transformers_own():
+    model, plain = tiny.language_model(), tiny.module()
+    found = states_gradient(model, 1)
+    for row in ROWS:
+        output = plain(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True)
+        output.hidden_states[1].square().sum().backward()
+    right = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+    assert found.keys() == right.keys()
+    assert not any("layers.1." in name for name in found)
+    for name in found:
+        assert (found[name] - right[name]).abs().max() <= 1e-5 * float(right[name].abs().max())
+
+
+def test_recomputed_activations_give_the_same_hidden_states_and_gradient():
+    model = tiny.language_model(num_hidden_layers=3)
+    model.module.train()
+    right, states = states_gradient(model, 2), model.hidden_states(Rows.pack(ROWS), 2)
+    model.module.activation_checkpointing_enable({"use_reentrant": False})
+    assert torch.equal(model.hidden_states(Rows.pack(ROWS), 2), states)
+    found = states_gradient(model, 2)
+    assert found.keys() == right.keys()
+    assert all(torch.equal(found[name], right[name]) for name in found)
+
+
+def test_with_adapters_hidden_states_are_those_of_the_model_around_them():
+    batch, plain = Rows.pack(ROWS), tiny.language_model(num_hidden_layers=3)
+    adapted = tiny.language_model(tuning="lora", num_hidden_layers=3)
+    right = plain.hidden_states(batch, 2)
+    assert (adapted.hidden_states(batch, 2) - right).abs().max() <= 1e-6
+    with torch.no_grad():
+        for name, p in adapted.module.named_parameters():
+            if "lora_B" in name:
+                p.fill_(0.1)
+    assert (adapted.hidden_states(batch, 2) - right).abs().max() > 1e-2
+    before = FrozenReference(adapted).hidden_states(batch, 2)
+    assert (before - right).abs().max() <= 1e-6
+
+
+def test_a_reading_that_fails_leaves_the_model_whole():
+    model = tiny.language_model()
+    right = model.logits(Rows.pack(ROWS))
+    outside = replace(Rows.pack(ROWS), input_ids=torch.full((999,), 1))
+    with pytest.raises(RuntimeError):
+        model.hidden_states(outside, 1)
+    assert torch.equal(model.logits(Rows.pack(ROWS)), right)
+
+
+def test_a_model_without_a_list_of_blocks_is_refused_in_one_line():
+    model = tiny.language_model()
+    model.module.config.num_hidden_layers = 5
+    with pytest.raises(ModelError, match=r"LlamaModel has no list of its 5 decoder blocks") as said:
+        model.hidden_states(Rows.pack(ROWS), 1)
+    assert "\n" not in str(said.value)
 
 
 # ---- greedy answers ------------------------------------------------------------------------------
