@@ -1,6 +1,6 @@
-"""Pure functions from logits to numbers per token: what objectives are written in.
+"""Pure functions of logits and hidden states, one number per token: what objectives are made of.
 
-Shapes: `S` scored tokens, `V` vocabulary. Everything in nats.
+Shapes: `S` scored tokens, `V` vocabulary, `D` width. Losses of logits are in nats.
 """
 
 from __future__ import annotations
@@ -17,3 +17,8 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
         reduction="none",
         log_target=True,
     ).sum(-1)
+
+
+def state_distance(states: Tensor, target: Tensor) -> Tensor:
+    """[S] squared distance of hidden states [S, D] to a target [S, D] or [D], divided by D."""
+    return (states.float() - target.float()).square().mean(-1)

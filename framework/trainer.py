@@ -21,7 +21,7 @@ from .data import Row, Rows, StepTotals, partition
 from .distributed import is_main, rank, world_size
 from .engine import Engine, Loss, Shift
 from .errors import ConfigError, NonFiniteError
-from .losses import kl_divergence
+from .losses import kl_divergence, state_distance
 from .optimizers import Optimizer
 from .parts import FixedWeights, Perturbation, Weighting, Weights
 from .reference import Reference
@@ -54,8 +54,11 @@ class UnlearningTrainer:
         """Weight of the forget objective under the default weighting."""
         retain_weight: float = 1.0
         """Weight of the retain objective under the default weighting."""
-        retain_loss: Literal["nll", "kl", "none"] = "nll"
-        """nll; kl: KL(reference || model) per token, with a frozen reference; none: no retain."""
+        retain_loss: Literal["nll", "kl", "states", "none"] = "nll"
+        """nll; kl: KL(reference || model) per token; states: squared distance to the reference's
+        hidden states; none: no retain. kl and states keep a frozen reference."""
+        layer: int | None = None
+        """The decoder block whose output hidden states are, 1 the first; null: the middle one."""
         reference: Literal["auto", "cached", "frozen"] = "auto"
         """cached: token log-probabilities; frozen: the whole model; auto: the least that serves."""
         on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -98,11 +101,40 @@ class UnlearningTrainer:
         raise ConfigError(f"{type(self).__name__} states no forget loss")
 
     def retain_loss(self, rows: Rows) -> Tensor:
-        """This micro-batch's share of the retain objective: mean over tokens of NLL or KL."""
+        """This micro-batch's share of the retain objective.
+
+        nll, kl: mean over tokens; states: mean over rows of their tokens' mean |h - h_ref|^2 / D.
+        """
         if self.config.retain_loss == "kl":
             logits = self.model.logits(rows)
             return rows.token_mean(kl_divergence(logits, self.reference.logits(rows)))
+        if self.config.retain_loss == "states":
+            before = self.reference.hidden_states(rows, self.layer)[rows.scored]
+            return self.distance(rows, self.states(rows), before)
         return rows.token_mean(-self.model.token_log_probs(rows))
+
+    def distance(self, rows: Rows, states: Tensor, target: Tensor) -> Tensor:
+        """Share of the mean over rows of their tokens' mean distance of `states` to `target`."""
+        tokens = rows.row_sum(torch.ones_like(rows.weights)).clamp_min(1e-9)
+        return rows.row_mean(rows.row_sum(state_distance(states, target)) / tokens)
+
+    def states(self, rows: Rows) -> Tensor:
+        """[S, D] output of decoder block `layer` where the next token counts."""
+        return self.model.hidden_states(rows, self.layer)[rows.scored]
+
+    @property
+    def layer(self) -> int:
+        """The decoder block whose output hidden states are, counted from 1."""
+        return layer_of(self.config, self.model.module.config)
+
+    @classmethod
+    def check(cls, config: Config, model_config: Any) -> None:
+        """Raise ConfigError for settings that do not fit the model, before it is loaded.
+
+        `model_config`: transformers' own.
+        """
+        if config.layer is not None:
+            layer_of(config, model_config)
 
     def default_weighting(self) -> Weighting:
         """The weighting published with the method; a weighting in the config wins over it."""
@@ -294,6 +326,18 @@ def objectives_of(
     """The objectives that a method has under its config."""
     dropped = {"retain"} if config.retain_loss == "none" else set()
     return tuple(name for name in kind.objectives if name not in dropped)
+
+
+def layer_of(config: UnlearningTrainer.Config, model_config: Any) -> int:
+    """The decoder block that `config` names, from 1 to as many as the model has."""
+    blocks: int = model_config.get_text_config().num_hidden_layers
+    layer = max(1, blocks // 2) if config.layer is None else config.layer
+    if not 1 <= layer <= blocks:
+        raise ConfigError(
+            f"trainer.layer must be from 1 to {blocks}, the model's decoder blocks, got {layer}; "
+            f"type trainer.layer={max(1, blocks // 2)}, or null for the middle one"
+        )
+    return layer
 
 
 def check_parts(

@@ -48,7 +48,7 @@ def check(config: DictConfig) -> None:
     objectives = objectives_of(method, settings)
     check_parts(objectives, build(config.weighting), build(config.perturbation))
     build(config.optimizer)
-    build(config.tuning).apply(build(config.model).skeleton())
+    method.check(settings, build(config.tuning).apply(build(config.model).skeleton()).config)
     ranks = distributed.intended_world_size()
     if is_sharded(config):
         from framework.zero import check_supported

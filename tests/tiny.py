@@ -35,6 +35,7 @@ from trainers.ngdiff import NormalizedGradients
 from trainers.npo import NPO
 from trainers.primal_dual import PrimalDual
 from trainers.random_smoothing import RandomSmoothing
+from trainers.rmu import RMU
 from trainers.sam import SAM
 
 VOCABULARY = 64
@@ -101,6 +102,8 @@ METHODS: dict[str, tuple[type[UnlearningTrainer], Mapping[str, object]]] = {
     "grad_diff": (GradDiff, {"retain_weight": 2.0}),
     "npo": (NPO, {}),
     "npo_kl": (NPO, {"retain_loss": "kl"}),
+    "npo_states": (NPO, {"retain_loss": "states"}),
+    "rmu": (RMU, {}),
     "breaks_once": (BreaksOnce, {"on_nonfinite": "skip"}),
     "first_block": (FirstBlock, {}),
     "first_block_every_other_step": (FirstBlockEveryOtherStep, {}),

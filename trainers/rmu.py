@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from framework import ConfigError, Rows, UnlearningTrainer
+from framework.losses import state_distance
 
 
 class RMU(UnlearningTrainer):
@@ -23,13 +24,10 @@ class RMU(UnlearningTrainer):
 
     @dataclass
     class Config(UnlearningTrainer.Config):
-        """RMU's own settings."""
+        """RMU's own settings; `layer` is the block whose output is steered."""
 
-        retain_loss: Literal["states", "nll", "kl", "none"] = "states"  # type: ignore[assignment]
+        retain_loss: Literal["nll", "kl", "states", "none"] = "states"
         """states: squared distance to the reference's hidden states; the others as everywhere."""
-        layer: int | None = None
-        """The decoder block whose output is steered, 1 the first; null: the middle one. The last
-        block's output is read after the final norm."""
         steering: float = 2.0
         """Length of the target, > 0."""
         reduction_parity: bool = False
@@ -44,41 +42,18 @@ class RMU(UnlearningTrainer):
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over rows of their tokens' mean of |h - c u|^2 / D, u of length 1 in [0, 1)^D."""
-        states = self._states(rows)
+        states = self.states(rows)
         u = direction(self.seed, states.shape[-1], states.device)
-        return self._distance(rows, states, self.config.steering * u)
+        return self.distance(rows, states, self.config.steering * u)
 
-    def retain_loss(self, rows: Rows) -> Tensor:
-        """Mean over rows of their tokens' mean of |h - h_ref|^2 / D."""
-        if self.config.retain_loss != "states":
-            return super().retain_loss(rows)
-        before = self.reference.hidden_states(rows, self.layer)[rows.scored].float()
-        return self._distance(rows, self._states(rows), before)
-
-    @property
-    def layer(self) -> int:
-        """The decoder block that is steered, counted from 1."""
-        blocks: int = self.model.module.config.get_text_config().num_hidden_layers
-        asked = self.config.layer
-        if asked is None:
-            return max(1, blocks // 2)
-        if not 1 <= asked <= blocks:
-            raise ConfigError(
-                f"trainer.layer must be from 1 to {blocks}, the model's decoder blocks, got {asked}"
-            )
-        return asked
-
-    def _states(self, rows: Rows) -> Tensor:
-        """[S, D] fp32 hidden states at the scored positions."""
-        return self.model.hidden_states(rows, self.layer)[rows.scored].float()
-
-    def _distance(self, rows: Rows, states: Tensor, target: Tensor) -> Tensor:
-        sums = rows.row_sum((states - target).square().mean(-1))
+    def distance(self, rows: Rows, states: Tensor, target: Tensor) -> Tensor:
+        """See `UnlearningTrainer.distance`; under `reduction_parity` lengths meet other rows."""
+        if not self.config.reduction_parity:
+            return super().distance(rows, states, target)
+        sums = rows.row_sum(state_distance(states, target))
         tokens = rows.row_sum(torch.ones_like(rows.weights))
-        shares = torch.where(tokens > 0, 1 / tokens, 0)
-        if self.config.reduction_parity:
-            shares = shares.sum() / (tokens > 0).sum().clamp_min(1)
-        return rows.row_mean(sums * shares)
+        inverse = torch.where(tokens > 0, 1 / tokens, 0).sum() / (tokens > 0).sum().clamp_min(1)
+        return rows.row_mean(sums * inverse)
 
 
 @lru_cache(maxsize=8)

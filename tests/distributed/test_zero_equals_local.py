@@ -56,6 +56,10 @@ CONSTRAINED: list[dict[str, Any]] = [
     {"weighting": "log_barrier"},
     {"weighting": "primal_dual", "method": "breaks_once"},
 ]
+STATES: list[dict[str, Any]] = [  # later blocks are left out of the forward pass
+    {"method": "rmu", "weighting": "blur"},
+    {"method": "npo_states"},  # left out for the retain rows, and not for the forget rows
+]
 DUALS = {case["weighting"] for case in CONSTRAINED}
 
 
@@ -69,6 +73,7 @@ def cases() -> list[Case]:
             {"perturbation": "random_smoothing", "tuning": "layers", "tied": True},
             {"perturbation": "curvature"},
             *PARTIAL,
+            *STATES,
             NAN,
             {"method": "breaks_once"},
             {**EVERYTHING, "tokens": WHOLE_STEP, "tied": True},
@@ -80,6 +85,11 @@ def cases() -> list[Case]:
         ]
         chosen += [{"stage": stage, **variant} for variant in variants]
     chosen += [{"stage": stage, **variant} for stage in "23" for variant in CONSTRAINED]
+    chosen += [{"stage": "3", "method": "rmu", "tuning": tuning} for tuning in ("layers", "lora")]
+    chosen += [
+        {"stage": stage, "precision": "bf16", "method": "rmu", "tuning": "layers"}
+        for stage in "123"
+    ]
     for stage in "123":
         offloaded = [
             {**EVERYTHING, "clip": 0.5},

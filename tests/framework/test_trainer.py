@@ -307,6 +307,7 @@ def test_a_method_without_a_forget_loss_says_so():
         (NPO, {}, "cached"),
         (NPO, {"reference": "frozen"}, "frozen"),
         (NPO, {"retain_loss": "kl"}, "frozen"),
+        (NPO, {"retain_loss": "states"}, "frozen"),
         (Finetune, {"retain_loss": "kl"}, "frozen"),
         (GradDiff, {"reference": "frozen"}, None),
     ],

@@ -462,6 +462,7 @@ WRITTEN_OUT: dict[str, dict[str, WrittenOut]] = {  # by method, or method and ov
     "grad_diff": PLAIN,
     "npo": PLAIN | {"forget": npo},
     "npo trainer.retain_loss=kl": {"forget": npo, "retain": kl},
+    "npo trainer.retain_loss=states": {"forget": npo, "retain": kept_states},
     "simnpo": PLAIN | {"forget": simnpo},
     "wga": PLAIN | {"forget": wga},
     "satimp": PLAIN | {"forget": satimp},
