@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import attention
 from .data import Row, Rows, partition
+from .decoding import Decoding
 from .distributed import all_gather_objects, rank, sum_over_ranks, world_size
 from .encoding import PromptFormat, encode_pairs, encode_prompts
 from .errors import ModelError
@@ -77,7 +78,7 @@ class LanguageModel:
         self.forward: Callable[..., Any] = module
         self.partitioned = False
         """Whether every rank must take part in every forward pass (ZeRO-3)."""
-        self._attend(attention.NAME)
+        self.attend(attention.NAME)
 
     @property
     def device(self) -> torch.device:
@@ -195,11 +196,11 @@ class LanguageModel:
         """Greedy answers to `prompts`, stripped, in their order, on every rank."""
         if not prompts:
             return []
-        room = self._positions() - max_new_tokens
+        room = self.positions() - max_new_tokens
         if room < 1:
             raise ModelError(
                 f"an answer of {max_new_tokens} tokens leaves no room for its prompt: the model "
-                f"reads {self._positions()} tokens; lower benchmark.max_new_tokens or raise "
+                f"reads {self.positions()} tokens; lower benchmark.max_new_tokens or raise "
                 "model.max_length"
             )
         ids = encode_prompts(prompts, self.tokenizer, self.prompt_format, room)
@@ -221,14 +222,19 @@ class LanguageModel:
     @contextmanager
     def _cached_attention(self) -> Iterator[None]:
         """Decoding keeps keys and values and pads on the left, which packed attention does not."""
-        self._attend("sdpa")
+        self.attend("sdpa")
         try:
             yield
         finally:
-            self._attend(attention.NAME)
+            self.attend(attention.NAME)
 
-    def _attend(self, implementation: str) -> None:
+    def attend(self, implementation: str) -> None:
+        """Compute attention by the transformers implementation of that name."""
         self.module.set_attn_implementation(implementation)
+
+    def decoding(self) -> Decoding:
+        """The forward passes of one batch's greedy answers, from the start."""
+        return Decoding(self.module)
 
     def _greedy(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
         """One batch, padded on the left; finished rows leave it once they are a quarter of it."""
@@ -241,18 +247,9 @@ class LanguageModel:
         answers = torch.full((len(prompts), max_new_tokens), padding, device=self.device)
         rows = torch.arange(len(prompts), device=self.device)
         going = torch.ones_like(rows, dtype=torch.bool)
-        cache = DynamicCache()
+        decoding = self.decoding()
         for t in range(max_new_tokens):
-            positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-            output = self.module(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            ids = output.logits[:, -1].argmax(-1, keepdim=True)
+            ids = decoding.logits(ids, mask).argmax(-1, keepdim=True)
             answers[rows, t] = torch.where(going, ids[:, 0], padding)
             going &= ~torch.isin(ids[:, 0], ends)
             left = int(going.sum())
@@ -260,7 +257,7 @@ class LanguageModel:
                 break
             if 0 < left <= 0.75 * len(rows):
                 kept = going.nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
+                decoding.keep(kept)
                 ids, mask, rows, going = ids[kept], mask[kept], rows[kept], going[kept]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -272,7 +269,7 @@ class LanguageModel:
             return left > 0
         return bool(sum_over_ranks(torch.tensor(float(left), device=self.device)) > 0)
 
-    def _positions(self) -> int:
+    def positions(self) -> int:
         """How many positions the model knows; what no config says is taken as max_length."""
         known = getattr(self.module.config, "max_position_embeddings", None)
         return max(self.max_length, known or 0)

@@ -31,7 +31,16 @@ from .side_by_side import train_side_by_side
 
 ROLES = ("target", "gold")
 EVALUATION = "evaluation.json"
-CODE = ("data", "encoding", "engine", "language_model", "loading", "optimizers", "trainer")
+CODE = (
+    "data",
+    "decoding",
+    "encoding",
+    "engine",
+    "language_model",
+    "loading",
+    "optimizers",
+    "trainer",
+)
 """Modules that decide what a target model becomes; those of `evaluation` decide its numbers."""
 
 

@@ -32,6 +32,7 @@ ONLY = {
     "matplotlib": ["framework/evaluation/plots.py"],
     "transformers": [
         "framework/attention.py",
+        "framework/decoding.py",
         "framework/language_model.py",
         "framework/loading.py",
         "framework/tuning.py",
