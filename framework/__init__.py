@@ -3,6 +3,7 @@
 `framework.zero` stands apart, so that importing this needs neither DeepSpeed nor a GPU.
 """
 
+from .combined import Combination
 from .config import build, compose
 from .data import Example, Row, Rows
 from .engine import Engine, LocalEngine, Shift
@@ -18,6 +19,7 @@ from .vectors import Gram, Vector, gram
 __all__ = [
     "Benchmark",
     "CachedReference",
+    "Combination",
     "ConfigError",
     "Engine",
     "Example",

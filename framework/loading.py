@@ -54,7 +54,8 @@ class ModelSource:
         self.config = config
 
     def load(self, path: str, *, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
-        """The model and tokenizer at `path`, a folder or a hub name, on the CPU."""
+        """The model and tokenizer at `path`, a folder, a run or a hub name, on the CPU."""
+        path = model_folder(path)
         tokenizer = load_tokenizer(path, revision)
         disable_progress_bar()  # of loading and saving: seconds of work, a line each in a log
         try:
@@ -103,7 +104,7 @@ class Pretrained(ModelSource):
         """Which model."""
 
         path: str = ""
-        """A folder, a run's `model` folder, or a name on the hub."""
+        """A folder, a run, or a name on the hub."""
         revision: str | None = None
 
     config: Config
@@ -117,7 +118,9 @@ class Pretrained(ModelSource):
     def skeleton(self) -> PreTrainedModel:
         """The model on the meta device: its shape, no weights."""
         try:
-            settings = AutoConfig.from_pretrained(self.config.path, revision=self.config.revision)
+            settings = AutoConfig.from_pretrained(
+                model_folder(self.config.path), revision=self.config.revision
+            )
         except (OSError, ValueError) as error:
             raise ModelError(_cannot_load("model", self.config.path, error)) from error
         with torch.device("meta"):
@@ -219,6 +222,12 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
+
+
+def model_folder(path: str) -> str:
+    """The model in a run's folder; any other path as it is."""
+    inside = Path(path) / "model"
+    return str(inside) if (inside / "config.json").is_file() else path
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:

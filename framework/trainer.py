@@ -366,7 +366,7 @@ def reference_needed(
     Raises ConfigError when the config asks for one that does not serve the losses.
     """
     needed = kind.reference_kind
-    if config.retain_loss not in ("nll", "none") and "retain" in kind.objectives:
+    if config.retain_loss not in ("nll", "uniform", "none") and "retain" in kind.objectives:
         needed = "frozen"
     if needed == "frozen" and config.reference == "cached":
         raise ConfigError(

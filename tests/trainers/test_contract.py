@@ -425,6 +425,11 @@ def max_entropy(module: torch.nn.Module, _: Any, rows: Sequence[Row]) -> torch.T
     return token_mean((table.exp() * (table + math.log(table.shape[-1]))).sum(-1), weights)
 
 
+def uniform(module: torch.nn.Module, _: Any, rows: Sequence[Row]) -> torch.Tensor:
+    _, table, weights = padded_log_probs(module, rows)
+    return token_mean(-table.mean(-1), weights)
+
+
 def padded_states(module: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
     """[B, T - 1, D] output of the first of two blocks at all tokens but the last."""
     ids, mask, _ = padded(rows)
@@ -471,6 +476,7 @@ WRITTEN_OUT: dict[str, dict[str, WrittenOut]] = {  # by method, or method and ov
     "logit_margin": PLAIN | {"forget": logit_margin},
     "max_entropy": PLAIN | {"forget": max_entropy},
     "rmu": {"forget": rmu, "retain": kept_states},
+    "uld": {"forget": PLAIN["retain"], "retain": uniform},
 }
 
 
