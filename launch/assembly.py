@@ -26,7 +26,7 @@ from framework.tuning import Tuning
 
 from .outcome import references_of
 from .prepare import prepared
-from .settings import is_sharded
+from .settings import is_sharded, needs_target
 
 
 @dataclass
@@ -111,7 +111,7 @@ def load_model(
     if isinstance(source, Pretrained):
         return source.load(source.config.path, dtype=dtype, revision=source.config.revision)
     assert isinstance(source, Tiny)
-    if config.finetune_on != "retain":
+    if not needs_target(config):
         texts = [f"{x.prompt} {x.answer}" for x in benchmark.training_examples("target")]
         return source.build(texts, seed=config.seed)
     return source.load(str(prepared(config, benchmark)["target"] / "model"), dtype=dtype)
@@ -163,8 +163,8 @@ def training_rows(
             )
         splits = benchmark.splits()
         texts = {"forget": splits["forget"], "retain": splits["retain"]}
-    elif config.finetune_on == "retain":
-        texts = {"forget": [], "retain": benchmark.splits()["retain"]}
+    elif config.finetune_on in ("retain", "forget"):
+        texts = {"forget": [], "retain": benchmark.splits()[config.finetune_on]}
     else:
         texts = {"forget": [], "retain": benchmark.training_examples(config.finetune_on)}
     rows = {name: _encoded(name, examples, model) for name, examples in texts.items()}

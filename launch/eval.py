@@ -3,8 +3,10 @@
     python -m launch.eval run=runs/x
     python -m launch.eval benchmark=lume benchmark.path=DIR model.path=allenai/OLMo-1B-0724-hf
     torchrun --nproc_per_node 8 -m launch.eval benchmark=lume benchmark.path=DIR model.path=DIR2
+    python -m launch.eval start=runs/x model=task_vector model.finetuned=runs/x
 
-`run=` takes the benchmark, the model and its prompt format from a finished run.
+`run=` takes the benchmark, the model and its prompt format from a finished run; `start=` takes the
+model that the run began with, which the methods without training change.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ import torch
 from omegaconf import DictConfig
 
 from framework import Benchmark, build, distributed
-from framework.config import load, plain
-from framework.errors import ConfigError
-from framework.loading import ModelSource
+from framework.combined import Derived
+from framework.config import load, plain, save
+from framework.errors import ConfigError, RunExistsError
+from framework.loading import ModelSource, model_folder
 
 from .entry import run_entry
 from .outcome import make_folder, references_of, show, write_evaluation
 from .prepare import EVALUATION, ROLES, prepared
-from .settings import as_overrides, label, needs_target, parse
+from .settings import as_overrides, is_tiny, label, needs_target, parse
 
 
 @dataclass
@@ -33,11 +36,15 @@ class EvalSettings:
 
     run: str | None = None
     """A finished run: its model is measured on its benchmark."""
+    start: str | None = None
+    """A run: the model that it began with is measured on its benchmark."""
     output: str | None = None
-    """The folder of evaluation.json; null: the run's, the model's own, or runs/eval-<model> where
-    the model comes from the hub."""
+    """The folder of evaluation.json; null: the run's, the model's own, runs/eval-<model> where the
+    model comes from the hub, or runs/<benchmark>-<model> where it is made of several."""
     label: str | None = None
-    """The model's name in tables; null: the run's method, or the folder's name."""
+    """The model's name in tables; null: the method, or the folder's name."""
+    save_model: bool = False
+    """Write the model into the output folder, too: for model=task_vector."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     target: str | None = None
@@ -58,32 +65,59 @@ def main(arguments: list[str]) -> None:
     path = config.model.get("path")
     if path is None:
         raise ConfigError("launch.eval measures a model that exists; type model.path=<folder>")
-    folder = _output(config)
+    folder = _output(config, source)
+    _check_output(config, folder)
     make_folder(folder)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model = source.load(path, dtype=dtype, revision=config.model.revision)
     model.move(distributed.device())
     model.check_packing()
+    if config.save_model and distributed.is_main():
+        model.save(folder / "model", model.module.state_dict())
     measured = benchmark.measure(model, references.get("gold"))
-    name = config.label or _label(config)
+    name = config.label or _label(config, source)
     write_evaluation(folder, measured, references, benchmark, name)
+    if distributed.is_main() and not _has_its_own(folder):
+        save(config, folder / "config.yaml")
     show(benchmark, name, measured, references)
 
 
 def _of_run(arguments: list[str]) -> list[str]:
-    """`run=X` stands for X's benchmark and model; what follows it on the command line wins."""
-    runs = [text.partition("=")[2] for text in arguments if text.startswith("run=")]
-    if not runs:
+    """`run=X`, `start=X`: X's benchmark and model; what follows on the command line wins."""
+    given = [text.partition("=") for text in arguments if text.startswith(("run=", "start="))]
+    if not given:
         return arguments
-    folder = Path(runs[-1])
-    if not (folder / "model").is_dir():
+    if len({key for key, _, _ in given}) > 1:
+        raise ConfigError("run= measures a run's result, start= what it began with; type one")
+    key, _, name = given[-1]
+    folder = Path(name)
+    if key == "run" and not (folder / "model").is_dir():
         raise ConfigError(f"{folder} holds no finished run (no model/ in it)")
     earlier = load(folder / "config.yaml")
-    taken = [f"benchmark={earlier.benchmark.name}", f"model.path={folder / 'model'}"]
+    path = _began_with(folder, earlier) if key == "start" else folder / "model"
+    taken = [f"benchmark={earlier.benchmark.name}", f"model.path={path}"]
     model = plain(earlier.model)
     reading = {key: model[key] for key in ("max_length", "prompt_format")}
     taken += as_overrides("benchmark", earlier.benchmark) + as_overrides("model", reading)
     return [*taken, *_references(earlier), *arguments]
+
+
+def _began_with(folder: Path, earlier: DictConfig) -> str:
+    """The model before the run in `folder`; raises ConfigError where there is none."""
+    if not is_tiny(earlier):
+        return str(earlier.model.path)
+    if not needs_target(earlier):
+        raise ConfigError(
+            f"{folder} began with fresh weights; name the model: model.path=<folder>, or start="
+            "<a run that unlearned>"
+        )
+    target = prepared(earlier, build(earlier.benchmark))["target"]
+    if not (target / "model").is_dir():
+        raise ConfigError(
+            f"the model that {folder} began with is no longer in {target}; name it: "
+            "model.path=<folder>"
+        )
+    return str(target)
 
 
 def _references(earlier: DictConfig) -> list[str]:
@@ -96,16 +130,42 @@ def _references(earlier: DictConfig) -> list[str]:
     return [f"{role}={path}" for role, path in known.items() if path is not None]
 
 
-def _output(config: DictConfig) -> Path:
-    if config.output or config.run:
-        return Path(config.output or config.run)
-    model = Path(config.model.path)
+def _output(config: DictConfig, source: ModelSource) -> Path:
+    if config.output:
+        return Path(config.output)
+    if isinstance(source, Derived):
+        return Path("runs") / f"{config.benchmark.name}-{config.model.name}"
+    if config.run:
+        return Path(config.run)
+    model = Path(model_folder(config.model.path))
     return model if model.is_dir() else Path("runs") / f"eval-{model.name}"
 
 
-def _label(config: DictConfig) -> str:
+def _check_output(config: DictConfig, folder: Path) -> None:
+    """Refuse to write over the evaluation of something else, or over a run's by what is not it."""
+    if not (folder / "config.yaml").is_file():
+        return
+    earlier = load(folder / "config.yaml")
+    of_run = "trainer" in earlier and config.run is not None and folder == Path(config.run)
+    names = set(earlier) - {"output", "label", "target", "gold", "save_model"}
+    if not of_run and any(earlier[name] != config.get(name) for name in names):
+        raise RunExistsError(
+            f"{folder} already holds a run, or the evaluation of another model; choose another "
+            "output=..."
+        )
+
+
+def _has_its_own(folder: Path) -> bool:
+    """Whether a config.yaml is there, or has no place: in a model's own folder."""
+    return (folder / "config.yaml").is_file() or (folder / "config.json").is_file()
+
+
+def _label(config: DictConfig, source: ModelSource) -> str:
+    if isinstance(source, Derived):
+        return str(config.model.name)
     if config.run is not None:
-        return label(load(Path(config.run) / "config.yaml"))
+        earlier = load(Path(config.run) / "config.yaml")
+        return label(earlier) if "trainer" in earlier else str(earlier.model.name)
     return Path(config.model.path).name
 
 

@@ -43,9 +43,10 @@ class RunSettings:
     """At most so many optimizer steps."""
     batch_size: int = 32
     """Rows of each objective in one optimizer step, over all ranks."""
-    finetune_on: Literal["retain", "target", "gold"] = "retain"
-    """What a method without a forget objective learns: the retain rows, what the target model
-    knows (forget rows too), or what the gold model knows."""
+    finetune_on: Literal["retain", "forget", "target", "gold"] = "retain"
+    """What a method without a forget objective learns: the retain rows, the forget rows, what the
+    target model knows (both), or what the gold model knows. A tiny model learns the last two from
+    nothing, the first two on top of its target model."""
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest complete checkpoint of `output`, if there is one."""
     save_every: int = 100
@@ -131,7 +132,7 @@ def is_tiny(config: DictConfig) -> bool:
 
 def needs_target(config: DictConfig) -> bool:
     """Whether the run starts from a target model that must be made first."""
-    return is_tiny(config) and config.finetune_on == "retain"
+    return is_tiny(config) and config.finetune_on in ("retain", "forget")
 
 
 def as_overrides(group: str, section: Mapping[str, Any] | DictConfig) -> list[str]:
