@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
+from rich.live import Live
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as LiveBar
@@ -153,6 +154,72 @@ def table(
     """Print `rows` on standard output; a (row, column) in `best` is bold and carries a star."""
     if not is_main():
         return
+    drawn = _drawn(title, columns, rows, best)
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no width: nothing needs to be folded
+        console.width = Measurement.get(
+            console, console.options.update(max_width=10_000), drawn
+        ).maximum
+    console.print(drawn)
+
+
+class LiveTable:
+    """A context in which `show` redraws one table below what `say` prints.
+
+    Off a terminal each row is a plain line, every ten seconds.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`columns` are the headings."""
+        self.columns = columns
+        self._clock = clock
+        self._last_lines = clock()
+        self._live: Live | None = None
+
+    def __enter__(self) -> "LiveTable":  # noqa: PYI034 (typing.Self needs Python 3.11)
+        if is_main() and _live():
+            self._live = Live(console=_stderr(), transient=True, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, title: str, rows: Sequence[Sequence[Cell]]) -> None:
+        """Draw `rows` in place of the last ones."""
+        if self._live is not None:
+            self._live.update(_drawn(title, self.columns, rows, ()), refresh=True)
+        elif self._clock() - self._last_lines >= LINE_SECONDS:
+            self._last_lines = self._clock()
+            for first, *rest in rows:
+                cells = zip(self.columns[1:], rest, strict=True)
+                told = [f"{name} {_text(cell)}" for name, cell in cells if cell != ""]
+                say(f"{_text(first)}: {'  '.join(told)}")
+
+
+def number(value: float) -> str:
+    """`value` with three digits behind the point, or an exponent where they would say 0.000."""
+    if isinstance(value, int) or math.isinf(value) or math.isnan(value):
+        return str(value)
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.1e}"
+    return f"{value:.3f}"
+
+
+def _drawn(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    best: Collection[tuple[int, int]],
+) -> Table:
     drawn = Table(title=Text(title, style="bold"), title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         drawn.add_column(Text(column), justify="right" if index else "left", overflow="fold")
@@ -163,21 +230,7 @@ def table(
             mark = "" if index == 0 else " *" if chosen else "  "
             cells.append(Text(_text(cell) + mark, style="bold green" if chosen else ""))
         drawn.add_row(*cells)
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no width: nothing needs to be folded
-        console.width = Measurement.get(
-            console, console.options.update(max_width=10_000), drawn
-        ).maximum
-    console.print(drawn)
-
-
-def number(value: float) -> str:
-    """`value` with three digits behind the point, or an exponent where they would say 0.000."""
-    if isinstance(value, int) or math.isinf(value) or math.isnan(value):
-        return str(value)
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.1e}"
-    return f"{value:.3f}"
+    return drawn
 
 
 def _text(cell: Cell) -> str:

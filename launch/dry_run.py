@@ -22,15 +22,8 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     method, settings = part_of(config.trainer)
     module = build(config.tuning).apply(build(config.model).skeleton())
     parameters, trainable = parameter_counts(module)
-    forgets = "forget" in method.objectives
-    name = "forget" if forgets else config.finetune_on
-    splits = benchmark.splits()
-    examples = (
-        splits[name]
-        if name in splits
-        else benchmark.training_examples("gold" if name == "gold" else "target")
-    )
-    per_epoch = -(-len(examples) // config.batch_size)
+    name, rows_learned = learned_rows(config, benchmark)
+    per_epoch = steps_per_epoch(config, benchmark)
     weighting, _ = part_of(config.weighting)
     asked = weighting is not None and (weighting.needs_gram or weighting.losses_first)
     apart = asked or config.perturbation["class"] is not None
@@ -50,7 +43,7 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     rows: list[list[str | float | None]] = [
         ["parameters", f"{parameters:,}"],
         ["of them trained", f"{trainable:,}"],
-        [f"rows to learn from ({name})", f"{len(examples):,}"],
+        [f"rows to learn from ({name})", f"{rows_learned:,}"],
         ["steps per epoch", str(per_epoch)],
         ["steps", str(steps_of(config, per_epoch))],
         ["reference", needed or "none"],
@@ -60,3 +53,22 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
         ["run folder", str(Path(config.output))],
     ]
     table("dry run (AdamW; activations and logits come on top)", ["what", "value"], rows)
+
+
+def learned_rows(config: DictConfig, benchmark: Benchmark) -> tuple[str, int]:
+    """Which rows an epoch passes over, and how many there are."""
+    method, _ = part_of(config.trainer)
+    name = "forget" if "forget" in method.objectives else str(config.finetune_on)
+    splits = benchmark.splits()
+    examples = (
+        splits[name]
+        if name in splits
+        else benchmark.training_examples("gold" if name == "gold" else "target")
+    )
+    return name, len(examples)
+
+
+def steps_per_epoch(config: DictConfig, benchmark: Benchmark) -> int:
+    """How many optimizer steps one epoch has."""
+    _, rows = learned_rows(config, benchmark)
+    return -(-rows // int(config.batch_size))

@@ -46,34 +46,59 @@ def train_side_by_side(runs: Mapping[str, Sequence[str]], *, log: Path) -> None:
             for name, (process, watched) in processes.items():
                 watched.look()
                 if process.poll():
-                    raise LetheError(f"{name} failed: {_last_line(log / f'{name}.log')}")
+                    raise LetheError(f"{name} failed: {last_line(log / f'{name}.log')}")
             time.sleep(0.2)
         for name, (process, watched) in processes.items():
             watched.look()
             if process.returncode:
-                raise LetheError(f"{name} failed: {_last_line(log / f'{name}.log')}")
+                raise LetheError(f"{name} failed: {last_line(log / f'{name}.log')}")
 
 
 class _Watched:
     """The bar of one run, drawn from what the run writes."""
 
     def __init__(self, name: str, folder: Path, stack: ExitStack) -> None:
-        self.name, self.folder, self.stack = name, folder, stack
+        self.name, self.stack = name, stack
+        self.run = RunningRun(folder)
         self.bar: Progress | None = None
-        self.position = 0
 
     def look(self) -> None:
-        """Advance the bar by the lines that are new."""
+        """Advance the bar by the steps that are new."""
+        self.run.look()
+        if self.bar is None:
+            if not self.run.steps:
+                return
+            self.bar = self.stack.enter_context(Progress(self.name, self.run.steps))
+        if self.run.step > self.bar.done:
+            self.bar.advance(self.run.step - self.bar.done, **self.run.losses)
+
+
+class RunningRun:
+    """How far a run in another process has come, read from what it writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.steps = 0
+        """All of them; 0 while nobody knows."""
+        self.step = 0
+        self.losses: dict[str, float] = {}
+        """The objectives' losses at the last logged step."""
+        self._inode = self._position = 0
+
+    def look(self) -> None:
+        """Read the lines that are new."""
         plan, metrics = self.folder / "run.json", self.folder / "metrics.jsonl"
         if not (plan.is_file() and metrics.is_file()):
             return
-        if self.bar is None:
-            steps = json.loads(plan.read_text(encoding="utf-8"))["steps"]
-            self.bar = self.stack.enter_context(Progress(self.name, steps))
+        if not self.steps:
+            self.steps = json.loads(plan.read_text(encoding="utf-8"))["steps"]
         with metrics.open(encoding="utf-8") as file:
-            file.seek(self.position)
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:  # new, or written anew where the run was taken up again
+                self._inode, self._position = inode, 0
+            file.seek(self._position)
             while (line := file.readline()).endswith("\n"):
-                self.position = file.tell()
+                self._position = file.tell()
                 record = json.loads(line)
                 losses = {
                     key.split("/")[1]: record[key]
@@ -81,10 +106,11 @@ class _Watched:
                     if record.get(key) is not None
                 }
                 if losses:
-                    self.bar.advance(record["step"] - self.bar.done, **losses)
+                    self.step, self.losses = record["step"], losses
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
+    """The last thing that a run said, and where the rest stands."""
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = lines[-1].removeprefix("error: ") if lines else "it said nothing"
     return f"{last} (see {path})"

@@ -10,8 +10,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import mean, median, stdev
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -30,7 +30,6 @@ DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "v", "p", "h", "<", ">")
 INK, GROUND = "#20262E", "#FEFEFE"  # of text and under it; a page puts its own in their place
 FAINT = "#8A929C"
-NEAR = 10.0  # points between a mark and its label; farther ones get a line
 NEAR = 10.0  # points between a mark and its label; farther ones get a line
 
 STYLE: dict[Any, Any] = {
@@ -57,6 +56,14 @@ STYLE: dict[Any, Any] = {
 
 Floats = npt.NDArray[np.float64]
 Series = Mapping[int, float | None]
+
+
+class Spread(NamedTuple):
+    """One model made several times, from several seeds."""
+
+    name: str
+    kind: str  # "target", "gold" or "method"
+    values: Sequence[tuple[float, float]]  # what lies on the two axes, of each seed
 
 
 def figures(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> dict[str, Figure]:
@@ -116,7 +123,7 @@ def frontier(comparison: Comparison, runs: Sequence[Run]) -> Figure | None:
         index = place[model.folder]
         if model.kind == "method":
             _draw_path(axes, runs[index], comparison.benchmark, (forget, keep), index)
-        _draw_point(axes, model, (x, y), index)
+        _draw_point(axes, model.kind, (x, y), index)
         points.append((model.name, (x, y)))
     if not points:
         return None
@@ -126,6 +133,35 @@ def frontier(comparison: Comparison, runs: Sequence[Run]) -> Figure | None:
     axes.set_title(f"{comparison.benchmark}: what is kept over what is still remembered")
     axes.margins(0.12)
     _place_labels(figure, axes, points)
+    return figure
+
+
+def trade_off(points: Sequence[Spread], x_label: str, y_label: str) -> Figure | None:
+    """The frontier over seeds: the mean of each model, its standard deviation as a cross."""
+    if not points:
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 6.5))
+        axes = figure.add_subplot()
+        labelled = []
+        methods = [point for point in points if point.kind == "method"]
+        for point in points:
+            xs, ys = zip(*point.values, strict=True)
+            center = (mean(xs), mean(ys))
+            index = methods.index(point) if point in methods else 0
+            if len(point.values) > 1:
+                color = COLORS[index % len(COLORS)] if point in methods else INK
+                spread = {"yerr": stdev(ys), "xerr": stdev(xs)}
+                axes.errorbar(*center, **spread, color=color, alpha=0.45, linewidth=1, zorder=1)
+            _draw_point(axes, point.kind, center, index)
+            if point.kind == "gold":
+                axes.axvline(center[0], color=FAINT, linewidth=1, linestyle=":", zorder=0)
+                axes.axhline(center[1], color=FAINT, linewidth=1, linestyle=":", zorder=0)
+            labelled.append((point.name, center))
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set_title("what is kept over what is forgotten: mean and spread over seeds")
+        axes.margins(0.12)
+        _place_labels(figure, axes, labelled)
     return figure
 
 
@@ -259,11 +295,11 @@ def _draw_path(axes: Axes, run: Run, benchmark: str, metrics: tuple[str, str], i
     axes.plot(*known.T, color=color, linewidth=1, alpha=0.45, marker=".", markersize=3, zorder=1)
 
 
-def _draw_point(axes: Axes, model: Model, point: tuple[float, float], index: int) -> None:
-    if model.kind == "method":
+def _draw_point(axes: Axes, kind: str, point: tuple[float, float], index: int) -> None:
+    if kind == "method":
         color, marker, size = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], 10
     else:
-        color, marker, size = (INK, "D", 9) if model.kind == "target" else (INK, "*", 17)
+        color, marker, size = (INK, "D", 9) if kind == "target" else (INK, "*", 17)
     axes.plot(
         *point,
         color=color,
@@ -271,7 +307,7 @@ def _draw_point(axes: Axes, model: Model, point: tuple[float, float], index: int
         markersize=size,
         markeredgecolor=GROUND,  # keeps apart what lies on top of each other
         linestyle="",
-        zorder=3 if model.kind == "method" else 2,
+        zorder=3 if kind == "method" else 2,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.terminal import Progress, number, progress, table
+from framework.terminal import LiveTable, Progress, number, progress, table
 
 
 class Clock:
@@ -91,7 +91,10 @@ def test_an_error_inside_the_work_is_not_swallowed(capsys: pytest.CaptureFixture
 
 def test_bars_stack_on_a_terminal_and_leave_one_line_each() -> None:
     program = (
-        "from framework.terminal import Progress\n"
+        "from framework.terminal import LiveTable, Progress, say\n"
+        "with LiveTable(['run', 'step']) as table:\n"
+        "    table.show('2 runs', [['lr=1', '3/4'], ['lr=2', 'starting']])\n"
+        "    say('above')\n"
         "now = [0.0]\n"
         "with Progress('unlearn', 4, clock=lambda: now[0]) as outer:\n"
         "    for _ in range(4):\n"
@@ -117,6 +120,9 @@ def test_bars_stack_on_a_terminal_and_leave_one_line_each() -> None:
 
     assert child.wait(timeout=60) == 0
     assert "━" in text
+    assert "2 runs" in text
+    assert "starting" in text
+    assert "above\r\n" in text
     assert "unlearn: 4/4 (100%), 4.0 s each, took 16 s  loss 0.500" in text
     assert text.count("evaluate [b]: 2/2 (100%), 1.0/s, took 2 s") == 4
 
@@ -178,4 +184,19 @@ def test_numbers_keep_what_can_be_read() -> None:
         "3",
         "1.2e+05",
         "nan",
+    ]
+
+
+def test_a_live_table_off_a_terminal_is_plain_lines_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    with LiveTable(["run", "step", "loss"], clock=clock) as shown:
+        for step in range(4):
+            shown.show("2 runs", [["a", f"{step}/4", 1.5], ["b", "starting", ""]])
+            clock.now += 5
+
+    assert capsys.readouterr().err.splitlines() == [
+        "a: step 2/4  loss 1.500",
+        "b: step starting",
     ]

@@ -1,0 +1,155 @@
+"""Many runs from one file: list them, run one or all of them, compare what came out.
+
+    python -m launch.sweep configs/sweep/methods_mini.yaml              what would be run
+    python -m launch.sweep configs/sweep/methods_mini.yaml --local --jobs 2
+    python -m launch.sweep configs/sweep/methods_mini.yaml --index 3    one run, as in a job array
+    python -m launch.sweep configs/sweep/methods_mini.yaml --report     compare what is finished
+
+Runs lie in runs/<sweep>/<variant>/<setting>/seed<k>. Finished ones are left alone, others are taken
+up where they stopped, so the same command goes on after an interruption. launch/sweep_file.py says
+what stands in a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from framework.errors import ConfigError
+from framework.terminal import say, table
+
+from . import train
+from .entry import run_entry
+from .outcome import is_finished
+from .sweep_configs import Configs
+from .sweep_file import Sweep, SweepRun, read_sweep
+from .sweep_local import run_all
+from .sweep_result import choice, report
+
+FAILED = 1
+
+
+def main(arguments: list[str]) -> None:
+    """Read the file, tell every mistake in it, then do what is asked."""
+    options = _options(arguments)
+    sweep = read_sweep(options.file, folder=options.output, extra=options.settings)
+    configs = Configs(sweep)
+    if options.report:
+        report(sweep)
+    elif options.index is not None:
+        _run_one(sweep, options.index)
+    elif options.local:
+        _run_local(sweep, configs, options)
+    else:
+        _show(sweep, configs)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="a sweep file")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        help="settings of all runs, such as epochs=1; they win over the file's",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--list",
+        "--dry",
+        action="store_true",
+        help="print the runs, their steps and which are finished (default)",
+    )
+    what.add_argument("--index", type=int, help="run this one, in this process")
+    what.add_argument("--local", action="store_true", help="run all that are not finished")
+    what.add_argument("--report", action="store_true", help="only compare what is finished")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at the same time (default: one per GPU, or per core)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="the runs' folder (default: runs/<file's name>)"
+    )
+    parser.add_argument(
+        "--redo-failed",
+        action="store_true",
+        help="with --local: begin unfinished runs anew instead of going on with them",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    if options.jobs is None:
+        options.jobs = torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
+    return options
+
+
+def _run_one(sweep: Sweep, index: int) -> None:
+    """What one task of a job array does; under torchrun, what each of its processes does."""
+    if not 0 <= index < len(sweep.runs):
+        raise ConfigError(f"--index must be from 0 to {len(sweep.runs) - 1}, got {index}")
+    run = sweep.runs[index]
+    setting = run.setting
+    if setting is None:
+        setting, missing = choice(sweep, run.variant)
+        if setting is None:
+            raise ConfigError(
+                f"run {index} takes the setting that {run.variant.name} does best with, and none "
+                f"of them is finished; run those first: {_indices(sweep, run)}"
+            )
+        if missing:
+            say(f"warning: {run.variant.name}: chosen without {', '.join(missing)}")
+    train.main(sweep.overrides(run.variant, setting, run.seed))
+
+
+def _indices(sweep: Sweep, run: SweepRun) -> str:
+    return ", ".join(
+        f"--index {other.index}"
+        for other in sweep.runs
+        if other.variant == run.variant and other.setting is not None
+    )
+
+
+def _run_local(sweep: Sweep, configs: Configs, options: argparse.Namespace) -> None:
+    """Run what is not finished, then compare; ends with exit code 1 where a run failed."""
+    if options.redo_failed:
+        for folder in configs.unfinished_folders():
+            shutil.rmtree(folder)
+    failures = run_all(sweep, configs, jobs=options.jobs)
+    report(sweep)
+    if failures:
+        say(f"{len(failures)} of the runs failed; the same command tries them again:")
+        for name, reason in failures.items():
+            say(f"  {name}: {reason}")
+        raise SystemExit(FAILED)
+
+
+def _show(sweep: Sweep, configs: Configs) -> None:
+    """The runs as a table, and a line that counts them."""
+    rows = []
+    total = finished = 0
+    for run in sweep.runs:
+        setting = run.setting or choice(sweep, run.variant)[0]
+        steps = configs.steps(run.variant, setting or run.variant.settings[0])
+        state = _state(sweep.run_folder(run.variant, setting, run.seed)) if setting else ""
+        total, finished = total + steps, finished + (state == "finished")
+        name = setting.name if setting else "(the best of them)"
+        rows.append([str(run.index), run.variant.name, name, str(run.seed), str(steps), state])
+    table(sweep.name, ["index", "variant", "setting", "seed", "steps", "state"], rows)
+    say(f"{len(rows)} runs, {total:,} steps; {finished} finished. To run them: --local")
+
+
+def _state(folder: Path) -> str:
+    if is_finished(folder):
+        return "finished"
+    return "begun" if (folder / "config.yaml").is_file() else ""
+
+
+if __name__ == "__main__":
+    run_entry(main)

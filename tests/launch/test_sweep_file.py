@@ -1,0 +1,155 @@
+"""A sweep file: how many runs it stands for, in which order, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from framework.errors import ConfigError
+from launch.sweep_file import Sweep, read_sweep
+
+STUDY = """
+settings:
+  benchmark: mini
+  epochs: 5
+  optimizer.learning_rate: [5.0e-4, 1.0e-3]
+variants:
+  npo: {trainer: npo, trainer.beta: [0.1, 0.5]}
+  dpo: {trainer: simnpo, epochs: 10, trainer.delta: [0, 1]}
+seeds: [0, 1, 2]
+select: {forget: [forget/rouge], retain: [retain/rouge]}
+"""
+GRID = "settings: {trainer: [npo, simnpo], tuning.targets: [[q_proj, v_proj]]}"
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    """Reads a sweep file of this text."""
+
+    def from_text(text: str, *extra: str) -> Sweep:
+        file = tmp_path / "study.yaml"
+        file.write_text(text)
+        return read_sweep(file, folder=None, extra=extra)
+
+    return from_text
+
+
+def told(sweep: Sweep) -> list[tuple]:
+    return [
+        (run.index, run.variant.name, run.setting and run.setting.name, run.seed)
+        for run in sweep.runs
+    ]
+
+
+def test_every_setting_runs_on_the_selections_seeds_and_the_best_one_on_the_others(read) -> None:
+    assert told(read(STUDY)) == [
+        (0, "npo", "learning_rate=0.0005,beta=0.1", 0),
+        (1, "npo", "learning_rate=0.0005,beta=0.5", 0),
+        (2, "npo", "learning_rate=0.001,beta=0.1", 0),
+        (3, "npo", "learning_rate=0.001,beta=0.5", 0),
+        (4, "dpo", "learning_rate=0.0005,delta=0", 0),
+        (5, "dpo", "learning_rate=0.0005,delta=1", 0),
+        (6, "dpo", "learning_rate=0.001,delta=0", 0),
+        (7, "dpo", "learning_rate=0.001,delta=1", 0),
+        (8, "npo", None, 1),
+        (9, "npo", None, 2),
+        (10, "dpo", None, 1),
+        (11, "dpo", None, 2),
+    ]
+
+
+def test_an_index_always_stands_for_the_same_overrides(read) -> None:
+    first, second = read(STUDY), read(STUDY)
+    run = first.runs[6]
+
+    assert first.runs == second.runs
+    assert first.overrides(run.variant, run.setting, run.seed) == [
+        "benchmark=mini",
+        "epochs=10",  # the variant's wins
+        "optimizer.learning_rate=0.001",
+        "trainer=simnpo",
+        "trainer.delta=0",
+        "seed=0",
+        "output=runs/study/dpo/learning_rate=0.001,delta=0/seed0",
+        "resume=auto",
+    ]
+
+
+def test_without_variants_and_selection_it_is_a_plain_grid(read) -> None:
+    sweep = read(GRID + "\nseeds: [3, 4]", "epochs=1")
+    run = sweep.runs[2]
+
+    assert told(sweep) == [
+        (0, "", "trainer=npo", 3),
+        (1, "", "trainer=npo", 4),
+        (2, "", "trainer=simnpo", 3),
+        (3, "", "trainer=simnpo", 4),
+    ]
+    assert sweep.overrides(run.variant, run.setting, run.seed) == [
+        "trainer=simnpo",
+        'tuning.targets=["q_proj", "v_proj"]',  # a list in a list is a value
+        "epochs=1",
+        "seed=3",
+        "output=runs/study/trainer=simnpo/seed3",
+        "resume=auto",
+    ]
+
+
+def test_a_single_setting_needs_no_choice(read) -> None:
+    sweep = read(
+        "variants: {a: {trainer: npo}, b: {trainer: simnpo}}\nseeds: [0, 1]\n"
+        "select: {forget: [forget/rouge], retain: [retain/rouge]}"
+    )
+
+    assert told(sweep) == [(0, "a", "", 0), (1, "b", "", 0), (2, "a", "", 1), (3, "b", "", 1)]
+
+
+def test_a_settings_name_is_a_folder_of_its_own(read) -> None:
+    def names(text: str) -> list[str]:
+        return [run.setting.name for run in read(text).runs]
+
+    assert names("settings: {trainer.beta: [1, 2], b.beta: 3}") == ["beta=1", "beta=2"]
+    assert names("settings: {a.beta: [1, 2], b.beta: [3]}") == ["beta=1", "beta=2"]
+    assert names("settings: {a.x: [1], b.beta: [3, 4], c.beta: [5, 6]}") == [
+        *("b.beta=3,c.beta=5", "b.beta=3,c.beta=6", "b.beta=4,c.beta=5", "b.beta=4,c.beta=6"),
+    ]
+    assert names("settings: {model.path: [a/b, c d]}") == ["path=a-b", "path=c-d"]
+    assert names("settings: {model.path: [a/b, a b]}") == ["setting0", "setting1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sedes: [0]", "unknown setting 'sedes'; did you mean 'seeds'?"),
+        ("settings: {seed: 3}", "seed is not a sweep's setting; it is said by seeds:"),
+        ("settings: {trainer: {beta: 1}}", "trainer must be a value or a list; type trainer.beta"),
+        ("settings: {epochs: []}", "epochs is an empty list"),
+        ("settings: {epochs: [1, 1]}", "two of its settings are the same"),
+        ("seeds: [1, 1]", "seeds must be different numbers, got [1, 1]"),
+        ("seeds: [a]", "seeds[0] must be an int, got 'a'"),
+        ("variants: {a/b: {}}", "a variant's name is its folder"),
+        ("variants: {}", "variants is empty"),
+        ("select: {forget: [x], retain: [y], seeds: [7]}", "select.seeds [7] must be among seeds"),
+        ("select: {forget: [], retain: [y]}", "each need a metric"),
+        ("select: {retain: [y]}", "select.forget must be given"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(read, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_variants_that_could_choose_from_more_settings_than_others_are_refused(read) -> None:
+    with pytest.raises(ConfigError, match=r"there are: npo 4, dpo 2$"):
+        read(STUDY.replace("trainer.delta: [0, 1]", "trainer.delta: 1"))
+
+
+def test_what_the_file_varies_is_not_changed_from_outside(read) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate has several values"):
+        read(STUDY, "optimizer.learning_rate=1")
+    with pytest.raises(ConfigError, match="'epochs' is not of the form key=value"):
+        read(STUDY, "epochs")
