@@ -42,6 +42,8 @@ CODE = (
     "trainer",
 )
 """Modules that decide what a target model becomes; those of `evaluation` decide its numbers."""
+SHOWING = ("page", "plots", "ranking", "report", "runs")
+"""Modules of `evaluation` that only show numbers."""
 
 
 def prepare(config: DictConfig, benchmark: Benchmark) -> None:
@@ -121,7 +123,8 @@ def _folder(config: DictConfig, benchmark: Benchmark) -> Path:
 def _code() -> list[str]:
     """The code as this process runs it: read once, for a file may be edited while it runs."""
     here = Path(framework.__file__).parent
-    files = [here / f"{name}.py" for name in CODE] + sorted((here / "evaluation").glob("*.py"))
+    measuring = [p for p in (here / "evaluation").glob("*.py") if p.stem not in SHOWING]
+    files = [here / f"{name}.py" for name in CODE] + sorted(measuring)
     return [path.read_text(encoding="utf-8") for path in files]
 
 
