@@ -125,7 +125,9 @@ def measure_shift(asked: Vector, realised: Vector) -> Shift:
     """Compare the shift that was realised with the one that was asked for, in one collective."""
     rr, aa, ra = inner_products([(realised, realised), (asked, asked), (realised, asked)])
     lengths = (rr * aa).sqrt().clamp_min(1e-300)
-    return Shift(rr.sqrt(), (rr / aa.clamp_min(1e-300)).sqrt(), ra / lengths)
+    ratio, cosine = (rr / aa.clamp_min(1e-300)).sqrt(), ra / lengths
+    whole = torch.ones_like(aa)  # of nothing, nothing was lost
+    return Shift(rr.sqrt(), torch.where(aa > 0, ratio, whole), torch.where(aa > 0, cosine, whole))
 
 
 def fingerprint(model: LanguageModel) -> str:

@@ -172,15 +172,22 @@ class Tiny(ModelSource):
 
     def build(self, texts: Iterable[str], *, seed: int) -> LanguageModel:
         """Fresh weights and a tokenizer trained on `texts`; the same for the same arguments."""
-        tokenizer = train_tokenizer(texts, vocabulary=self.config.vocabulary)
+        return self.fresh(train_tokenizer(texts, vocabulary=self.config.vocabulary), seed=seed)
+
+    def fresh(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LanguageModel:
+        """Fresh weights for a tokenizer that is there already, of any model."""
         disable_progress_bar()
+        special = {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        vocabulary = max(len(tokenizer), *(i + 1 for i in tokenizer.get_vocab().values()))
+        settings = self._settings(vocabulary)
+        settings.update(special)
         torch.manual_seed(seed)
-        module = LlamaForCausalLM(self._settings(len(tokenizer)))
-        module.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        module = LlamaForCausalLM(settings)
+        module.generation_config = GenerationConfig(**special)
         return self.wrap(module, tokenizer)
 
     def _settings(self, vocabulary: int) -> LlamaConfig:

@@ -1,7 +1,8 @@
 """The three exchangeable parts of a step, one question each.
 
-**Selection**: which target tokens count? Asked once per row, before training; answers with a
-weight per token.
+**Selection**: which target tokens of the forget rows count? Asked once, before training: first for
+a score per token, of the forget rows, the retain rows and the model before unlearning, then row by
+row for a weight per token. `selection.py` puts the question and keeps the answer.
 
 **Perturbation**: at which parameters is an objective's gradient taken? Asked per step; may take the
 gradient several times, at shifted parameters.
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from .data import Row
 from .engine import Shift
+from .language_model import LanguageModel
+from .token_choice import Decoder
 from .vectors import Gram, Vector
 
 Weights = dict[str, float | Tensor]
@@ -33,9 +36,22 @@ Weights = dict[str, float | Tensor]
 class Selection(ABC):
     """Which target tokens of the forget rows count."""
 
+    def scores(
+        self, forget: Sequence[Row], retain: Sequence[Row], model: LanguageModel, *, seed: int
+    ) -> list[list[float]]:
+        """What it goes by: a number for each token of each forget row; by default 0.
+
+        `model` is as it is before unlearning, with its tokenizer. Every rank calls this, and goes
+        on with what rank 0 was given.
+        """
+        del retain, model, seed
+        return [[0.0] * len(row.input_ids) for row in forget]
+
     @abstractmethod
-    def token_weights(self, row: Row) -> Sequence[float]:
-        """A weight in [0, 1] for each token of `row`; what was 0 stays 0."""
+    def token_weights(
+        self, row: Row, scores: Sequence[float], tokenizer: Decoder
+    ) -> Sequence[float]:
+        """A weight in [0, 1] for each token of `row`; it multiplies the row's own."""
 
 
 class Perturbation(ABC):

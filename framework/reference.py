@@ -70,12 +70,15 @@ class CachedReference(Reference):
                     "settings in the run's config.yaml, or choose another output folder"
                 )
             return cls(rows, stored["values"], model.device)
-        scores = model.score_rows(rows, description="reference")
+        asked = [row for row in rows if row.weight > 0]
+        scores = iter(model.score_rows(asked, description="reference"))
         values = torch.zeros(sum(len(row) for row in rows))
         start = 0
-        for row, score in zip(rows, scores, strict=True):
+        for row in rows:
             counted = torch.tensor(row.weights) > 0
-            values[start : start + len(row)][counted] = torch.from_numpy(score.log_probs).float()
+            if counted.any():
+                own = torch.from_numpy(next(scores).log_probs).float()
+                values[start : start + len(row)][counted] = own
             start += len(row)
         if file is not None:
             if is_main():

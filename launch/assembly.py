@@ -6,11 +6,11 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from framework import Benchmark, Example, LanguageModel, Row, UnlearningTrainer, build, distributed
 from framework.config import part_of
@@ -21,6 +21,7 @@ from framework.loading import ModelSource, Pretrained, Tiny
 from framework.parts import Selection
 from framework.reference import CachedReference, FrozenReference, Reference
 from framework.sampler import ForgetRetainSampler
+from framework.selection import Selected, select
 from framework.trainer import check_parts, objectives_of, reference_needed
 from framework.tuning import Tuning
 
@@ -47,6 +48,11 @@ def check(config: DictConfig) -> None:
     reference_needed(method, settings)
     objectives = objectives_of(method, settings)
     check_parts(objectives, build(config.weighting), build(config.perturbation))
+    if build(config.selection) is not None and "forget" not in objectives:
+        raise ConfigError(
+            f"selection={config.selection.name} selects among the tokens to forget, but trainer="
+            f"{config.trainer.name} forgets nothing; type selection=none"
+        )
     build(config.optimizer)
     method.check(settings, build(config.tuning).apply(build(config.model).skeleton()).config)
     ranks = distributed.intended_world_size()
@@ -62,7 +68,7 @@ def check(config: DictConfig) -> None:
 
 
 def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assembly:
-    """Build the run of `config`; its reference is kept in `folder`."""
+    """Build the run of `config`; its selection and its reference are kept in `folder`."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     method, settings = part_of(config.trainer)
     source: ModelSource = build(config.model)
@@ -80,6 +86,9 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
         config.zero, model=model, optimizer=optimizer.build, precision=config.precision
     )
     model.check_packing()
+    selected = selection(config, rows, model, file=folder / "selection.pt")
+    if selected is not None:
+        rows["forget"] = selected.rows
     reference: Reference | None = None
     if needed == "frozen":
         reference = FrozenReference(model if frozen is None else frozen)
@@ -102,6 +111,28 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
         objectives=trainer.objectives,
     )
     return Assembly(benchmark, model, tuning, engine, trainer, sampler)
+
+
+def selection(
+    config: DictConfig,
+    rows: dict[str, list[Row]],
+    model: LanguageModel,
+    *,
+    file: Path | None = None,
+) -> Selected | None:
+    """The forget rows with the weights that the run's selection gives them; None without one."""
+    chosen: Selection | None = build(config.selection)
+    if chosen is None:
+        return None
+    return select(
+        chosen,
+        rows["forget"],
+        rows["retain"],
+        model,
+        seed=config.seed,
+        settings=OmegaConf.to_yaml(config.selection),
+        file=file,
+    )
 
 
 def load_model(
@@ -154,7 +185,7 @@ def training_rows(
     model: LanguageModel,
     method: type[UnlearningTrainer],
 ) -> dict[str, list[Row]]:
-    """The forget and retain rows as tokens, the selection applied; says what had to be cut."""
+    """The forget and retain rows as tokens; says what had to be cut."""
     if "forget" in method.objectives:
         if config.finetune_on != "retain":
             raise ConfigError(
@@ -167,13 +198,7 @@ def training_rows(
         texts = {"forget": [], "retain": benchmark.splits()[config.finetune_on]}
     else:
         texts = {"forget": [], "retain": benchmark.training_examples(config.finetune_on)}
-    rows = {name: _encoded(name, examples, model) for name, examples in texts.items()}
-    selection: Selection | None = build(config.selection)
-    if selection is not None:
-        rows["forget"] = [
-            replace(row, weights=tuple(selection.token_weights(row))) for row in rows["forget"]
-        ]
-    return rows
+    return {name: _encoded(name, examples, model) for name, examples in texts.items()}
 
 
 def _encoded(name: str, examples: list[Example], model: LanguageModel) -> list[Row]:

@@ -113,10 +113,11 @@ def test_in_bf16_a_shift_below_the_spacing_of_the_weights_is_lost_and_the_report
         assert float(shift.norm) == float(shift.ratio) == float(shift.cosine) == 0
 
 
-def test_a_shift_of_nothing_is_nothing():
+def test_a_shift_of_nothing_is_nothing_and_nothing_of_it_is_lost():
     engine = point(1.0)
     with engine.shifted(vector(0.0)) as shift:
-        assert float(shift.norm) == float(shift.cosine) == 0
+        assert float(shift.norm) == 0
+        assert float(shift.ratio) == float(shift.cosine) == 1
         assert weight_of(engine).item() == 1
 
 

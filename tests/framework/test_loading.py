@@ -187,3 +187,14 @@ def test_the_tiny_models_of_the_tests_load_too(tmp_path: Path) -> None:
     loaded = source.load(str(tmp_path / "model"), dtype=torch.float32)
 
     assert loaded.generate(["t5 t6"], 4) == model.generate(["t5 t6"], 4)
+
+
+def test_fresh_weights_fit_the_tokenizer_of_any_model():
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<far>"])
+    model = Tiny(Tiny.Config(hidden_size=8, layers=1)).fresh(tokenizer, seed=0)
+    config = model.module.config
+    assert config.vocab_size == len(tokenizer) == tiny.VOCABULARY + 1
+    special = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
+    assert special == (0, 1, 2)
+    assert model.tokenizer is tokenizer
