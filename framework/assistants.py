@@ -122,12 +122,11 @@ def _learned(
             LocalEngine.Config(), model=model, optimizer=optimizer.build, precision="fp32"
         )
         trainer = kind(kind.Config(compare_every=0), engine=engine, optimizer=optimizer, seed=seed)
+        rows = {"forget": forget, "retain": retain}
         sampler = ForgetRetainSampler(
-            forget,
-            retain,
+            {name: rows[name] for name in trainer.objectives},
             batch_size=recipe.batch_size,
             seed=seed,
-            objectives=trainer.objectives,
         )
         name = kind.__name__.strip("_").lower()
         train(engine, trainer, sampler, Loop(recipe.steps), description=f"{name} assistant")

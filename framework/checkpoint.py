@@ -2,6 +2,7 @@
 
     checkpoints/step-00000120/   engine.pt or engine/   parameters and optimizer, by the engine
                                  rank-00000.pt          random states of each process
+                                 vectors-00000.pt       its share of running means, if there are any
                                  state.pt               trainer and parts (duals, averages, ...)
                                  config.yaml            the run's resolved config
                                  manifest.json          size and SHA-256 of every file; written last
@@ -72,6 +73,9 @@ class Checkpoints:
     def _write(self, folder: Path, engine: Engine, trainer: UnlearningTrainer) -> None:
         engine.save(folder)
         torch.save(_random_states(), folder / f"rank-{rank():05d}.pt")
+        vectors = {name: vector.shards for name, vector in trainer.vectors().items()}
+        if vectors:
+            torch.save(vectors, folder / f"vectors-{rank():05d}.pt")
         if is_main():
             torch.save(trainer.state_dict(), folder / "state.pt")
             (folder / "config.yaml").write_text(self.config, encoding="utf-8")
@@ -149,6 +153,10 @@ class Checkpoints:
             )
         engine.load(folder)
         trainer.load_state_dict(torch.load(folder / "state.pt", weights_only=False))
+        vectors = folder / f"vectors-{rank():05d}.pt"
+        if vectors.is_file():
+            shards = torch.load(vectors, map_location="cpu", weights_only=True)
+            trainer.load_vectors({name: engine.vector(found) for name, found in shards.items()})
         _restore_random_states(torch.load(folder / f"rank-{rank():05d}.pt", weights_only=False))
         barrier()
 

@@ -1,9 +1,9 @@
 """The engine: where the model lives, is differentiated and is stepped.
 
-A step asks six things of it: `gradient` (one sharded vector per objective), `shifted` (the same
-model at other parameters, restored exactly), `noise` (a random vector), `step` (one optimizer
-update along a direction), `save` and `load`. `LocalEngine`, plain torch in one process, defines
-what is right; every other engine must equal it.
+A step asks four things of it: `gradient` (one sharded vector per objective), `shifted` (the same
+model at other parameters, restored exactly), `noise` (a random vector) and `step` (one optimizer
+update along a direction). A run asks for `save`, `load` and the `weights` themselves.
+`LocalEngine`, plain torch in one process, defines what is right; every other engine must equal it.
 """
 
 from __future__ import annotations
@@ -84,6 +84,18 @@ class Engine(ABC):
     @abstractmethod
     def step(self, direction: Vector, learning_rate: float) -> None:
         """One optimizer update along `direction` (to be minimised); nothing is clipped here."""
+
+    @abstractmethod
+    def vector(self, shards: Sequence[Tensor]) -> Vector:
+        """A vector of this rank's shards, laid out and placed as those of `weights` are."""
+
+    @abstractmethod
+    def weights(self) -> Vector:
+        """A copy of the trained parameters in fp32."""
+
+    @abstractmethod
+    def set_weights(self, weights: Vector) -> None:
+        """Make `weights` the trained parameters; the optimizer's state stays as it is."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -222,6 +234,22 @@ class LocalEngine(Engine):
         self.optimizer.zero_grad(set_to_none=True)
         if self._has_masters:
             torch._foreach_copy_(self._parameters, self._masters)
+
+    def vector(self, shards: Sequence[Tensor]) -> Vector:
+        """See `Engine.vector`."""
+        device = self.model.device
+        return Vector([shard.to(device) for shard in shards], replicated=True)
+
+    def weights(self) -> Vector:
+        """See `Engine.weights`."""
+        return self.vector([m.detach().reshape(-1).clone() for m in self._masters])
+
+    @torch.no_grad()
+    def set_weights(self, weights: Vector) -> None:
+        """See `Engine.set_weights`."""
+        for p, master, shard in zip(self._parameters, self._masters, weights.shards, strict=True):
+            master.copy_(shard.view_as(master))
+            p.copy_(master)
 
     def save(self, folder: Path) -> None:
         """See `Engine.save`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .checkpoint import Checkpoints
 from .engine import Engine
+from .parts import Plan
 from .sampler import ForgetRetainSampler
 from .terminal import Progress
 from .tracking import Tracker
@@ -41,6 +42,7 @@ def train(
     last step is the caller's to measure.
     """
     model = trainer.model
+    trainer.begin(Plan(loop.steps, sampler.steps_per_epoch))
     model.module.train()
     tokens, since = 0, time.perf_counter()
     with Progress(description, loop.steps, done=trainer.steps_done) as bar:
@@ -67,6 +69,7 @@ def train(
             if checkpoints is not None and _due(done, loop.save_every, loop.steps):
                 checkpoints.save(engine, trainer)
                 since = time.perf_counter()
+    trainer.finish()  # after the last checkpoint, which holds the weights to go on from
     model.module.eval()
 
 

@@ -41,6 +41,14 @@ def standard_normal(
     return noise
 
 
+def counter_seed(*place: int) -> int:
+    """A seed from counters, in [0, 2^63)."""
+    value = 0
+    for number in place:
+        value = (value * 1_000_003 + number + 1) % (1 << 63)
+    return value
+
+
 def _mixed(bits: Tensor) -> Tensor:
     """SplitMix64's last stage, in place: 64 bits of which each depends on all that came in."""
     for shift, factor in _ROUNDS:

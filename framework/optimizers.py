@@ -33,6 +33,9 @@ class Optimizer(ABC):
         """The direction is scaled down to this global norm; null: never."""
         weight_decay: float = 0.0
         """Decoupled weight decay of matrices, >= 0 (biases and norms are not decayed)."""
+        automatic_every: int = 0
+        """Every so many steps the rate is fitted to the retain loss along the step (GeN,
+        `framework/automatic.py`) and the schedule scaled by what was found; 0: never."""
 
     def __init__(self, config: Config) -> None:
         """Raise ConfigError for values out of range."""
@@ -47,6 +50,11 @@ class Optimizer(ABC):
             )
         if config.weight_decay < 0:
             raise ConfigError(f"optimizer.weight_decay must be >= 0, got {config.weight_decay:g}")
+        if config.automatic_every < 0:
+            raise ConfigError(
+                "optimizer.automatic_every must be a number of steps, or 0 for never, got "
+                f"{config.automatic_every}"
+            )
         self.config = config
         self.peak = config.learning_rate
 

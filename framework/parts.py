@@ -19,18 +19,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from .data import Row
 from .engine import Shift
+from .errors import ConfigError
 from .language_model import LanguageModel
 from .token_choice import Decoder
 from .vectors import Gram, Vector
 
 Weights = dict[str, float | Tensor]
 """One number per objective; device scalars keep the step free of host syncs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is."""
+
+    steps: int
+    """Optimizer steps in all."""
+    steps_per_epoch: int
+    """Optimizer steps that read the forget set once."""
 
 
 class Selection(ABC):
@@ -84,6 +96,31 @@ class Weighting(ABC):
     losses_first: ClassVar[bool] = False
     """Whether `update` comes before the step's `weights` rather than after the step: then each
     objective gets a backward of its own, for a loss is known once it has been differentiated."""
+    takes_sources: ClassVar[bool] = False
+    """Whether it can balance several retain objectives, `retain/<source>` each."""
+    objectives: tuple[str, ...] = ("forget", "retain")
+    """What it balances."""
+    plan: Plan | None = None
+    """How long the run is; None where nobody has said."""
+
+    @property
+    def running_means(self) -> Mapping[str, float]:
+        """Objectives (not the first) whose gradient is replaced by its running mean.
+
+        The number, in (0, 1], is the share of the step's own gradient in the mean. Needs the Gram
+        matrix.
+        """
+        return {}
+
+    def balance(self, objectives: tuple[str, ...]) -> None:
+        """Take on a run's objectives. Raises ConfigError for what it cannot balance."""
+        if len(objectives) > 2 and not self.takes_sources:
+            raise ConfigError(
+                f"weighting={type(self).__name__} balances one retain objective, this run has "
+                f"{len(objectives) - 1} ({', '.join(objectives[1:])}); set retain_by=all, or "
+                "weighting=none, ngdiff, primal_dual or log_barrier"
+            )
+        self.objectives = objectives
 
     @abstractmethod
     def weights(self, gram: Gram | None) -> Weights:
@@ -108,6 +145,8 @@ class Weighting(ABC):
 
 class FixedWeights(Weighting):
     """The same weights at every step."""
+
+    takes_sources: ClassVar[bool] = True
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         """One number per objective."""

@@ -7,6 +7,8 @@ neither open-unlearning's uniform draws with replacement (which leave about 1/e 
 unread by the time as many rows were drawn as it has) nor MUSE's `retain[i mod n]` (which pairs the
 same rows forever and, with a retain set larger than the forget set, never reads its tail).
 
+Where each source of retain rows counts by itself, a step reads equally many rows of each.
+
 Nothing is remembered from step to step: resuming needs the step number alone, and the number of
 processes enters nowhere (they share out the rows of a step afterwards).
 """
@@ -14,7 +16,7 @@ processes enters nowhere (they share out the rows of a step afterwards).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .data import Row
 from .errors import ConfigError, DataError
@@ -25,24 +27,22 @@ class ForgetRetainSampler:
 
     def __init__(
         self,
-        forget: Sequence[Row],
-        retain: Sequence[Row],
+        sets: Mapping[str, Sequence[Row]],
         *,
         batch_size: int,
         seed: int,
-        objectives: tuple[str, ...] = ("forget", "retain"),
     ) -> None:
-        """`batch_size`: rows of each objective in a step, > 0.
+        """`sets`: the rows of each objective; `batch_size`: forget rows of a step, > 0.
 
-        With `objectives == ("retain",)`, which is fine-tuning, the retain set is the epoch. Raises
-        DataError when a set that the objectives need is empty.
+        A step reads as many retain rows; of several retain sources the same number each, and at
+        least as many together. Without a forget objective, which is fine-tuning, the retain set is
+        the epoch. Raises DataError when a set is empty.
         """
-        assert objectives, "a sampler without objectives reads nothing"
-        assert set(objectives) <= {"forget", "retain"}, objectives
+        assert sets, "a sampler without objectives reads nothing"
         if batch_size < 1:
             raise ConfigError(f"the batch size must be at least 1 row, got {batch_size}")
-        self._sets = {"forget": forget, "retain": retain}
-        for name in objectives:
+        self._sets = dict(sets)
+        for name in sets:
             if not self._sets[name]:
                 raise DataError(
                     f"the {name} set is empty: the {name} objective has nothing to learn from; "
@@ -50,8 +50,9 @@ class ForgetRetainSampler:
                 )
         self.batch_size = batch_size
         self.seed = seed
-        self.objectives = objectives
-        self.epoch_set = "forget" if "forget" in objectives else "retain"
+        self.objectives = tuple(sets)
+        self.epoch_set = "forget" if "forget" in sets else self.objectives[0]
+        self._sources = len([name for name in sets if name != "forget"])
         self._current: dict[str, tuple[int, list[int]]] = {}
 
     @property
@@ -68,17 +69,25 @@ class ForgetRetainSampler:
         """The rows of step `step`, counted from 0, by objective."""
         if step < 0:
             raise IndexError(f"steps count from 0, got {step}")
-        start, end = self._rows_before(step), self._rows_before(step + 1)
         return {
-            name: [self._row(name, position) for position in range(start, end)]
+            name: [
+                self._row(name, position)
+                for position in range(self._before(name, step), self._before(name, step + 1))
+            ]
             for name in self.objectives
         }
 
-    def _rows_before(self, step: int) -> int:
-        """Rows of the epoch's set read before `step`: the position in every walk."""
+    def _before(self, name: str, step: int) -> int:
+        """Rows of a set read before `step`: the position in its walk."""
+        return self._rows_before(step, 1 if name == self.epoch_set else self._sources)
+
+    def _rows_before(self, step: int, sources: int = 1) -> int:
+        """Rows read before `step` of a set that shares a step's rows with `sources - 1` others."""
         size = len(self._sets[self.epoch_set])
         epochs, within = divmod(step, self.steps_per_epoch)
-        return epochs * size + within * self.batch_size
+        whole = -(-self.batch_size // sources)
+        last = -(-(size - (self.steps_per_epoch - 1) * self.batch_size) // sources)
+        return epochs * ((self.steps_per_epoch - 1) * whole + last) + within * whole
 
     def _row(self, name: str, position: int) -> Row:
         """The row at `position` of the endless walk through permutations of a set."""

@@ -41,8 +41,10 @@ class StepRecord:
         if self.gram is not None:
             for name in self.gram.names:
                 named[f"train/{name}/gradient_norm"] = self.gram.norm(name)
-            if {"forget", "retain"} <= set(self.gram.names):
-                named["train/cosine"] = self.gram.cosine("forget", "retain")
+            for name in self.gram.names if "forget" in self.gram.names else ():
+                if name != "forget":
+                    where = "train/cosine" if name == "retain" else f"train/{name}/cosine"
+                    named[where] = self.gram.cosine("forget", name)
         if self.shift is not None:
             named["train/perturbation/norm"] = self.shift.norm
             named["train/perturbation/ratio"] = self.shift.ratio

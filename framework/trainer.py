@@ -9,7 +9,7 @@ weighted is decided by parts (`parts.py`), where they live by the engine (`engin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -17,13 +17,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .automatic import AutomaticLearningRate
+from .averaging import WeightAveraging
 from .data import Row, Rows, StepTotals, partition
-from .distributed import is_main, rank, world_size
+from .distributed import is_main, rank, sum_over_ranks, world_size
 from .engine import Engine, Loss, Shift
 from .errors import ConfigError, NonFiniteError
 from .losses import kl_divergence, state_distance
+from .noise import counter_seed
+from .objectives import check_parts, family, objectives_of
 from .optimizers import Optimizer
-from .parts import FixedWeights, Perturbation, Weighting, Weights
+from .parts import FixedWeights, Perturbation, Plan, Weighting, Weights
 from .reference import Reference
 from .step_record import StepRecord
 from .vectors import Gram, Vector, gram
@@ -76,23 +80,33 @@ class UnlearningTrainer:
         reference: Reference | None = None,
         weighting: Weighting | None = None,
         perturbation: Perturbation | None = None,
+        averaging: WeightAveraging | None = None,
+        sources: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
-        """Parts that are None are the method's own (`default_weighting`) or absent."""
+        """Parts that are None are the method's own (`default_weighting`) or absent.
+
+        `sources`: names of retain sources; each is an objective of its own, `retain/<source>`.
+        """
         self.config = config
         self.engine = engine
         self.model = engine.model
         self.optimizer = optimizer
-        self.objectives = objectives_of(type(self), config)
+        self.objectives = objectives_of(type(self).objectives, config.retain_loss, sources)
         self._reference = reference
         self.weighting = weighting if weighting is not None else self.default_weighting()
         self.perturbation = perturbation
+        self.averaging = averaging
+        every = optimizer.config.automatic_every
+        self.automatic = AutomaticLearningRate(every) if every else None
         self.seed = seed
         self.skipped_steps = 0
         self.steps_done = 0
+        self.plan: Plan | None = None
+        self._means: dict[str, Vector] = {}
         self._warned_of_rounding = False
         self._last: StepRecord | None = None
-        check_parts(self.objectives, self.weighting, perturbation)
+        check_parts(self.objectives, self.weighting, perturbation, optimizer)
 
     # ---- what a method states --------------------------------------------------------------------
 
@@ -138,9 +152,9 @@ class UnlearningTrainer:
 
     def default_weighting(self) -> Weighting:
         """The weighting published with the method; a weighting in the config wins over it."""
-        return FixedWeights(
-            {"forget": self.config.forget_weight, "retain": self.config.retain_weight}
-        )
+        retain = [name for name in self.objectives if family(name) == "retain"]
+        shares = {name: self.config.retain_weight / len(retain) for name in retain}
+        return FixedWeights({"forget": self.config.forget_weight, **shares})
 
     @property
     def reference(self) -> Reference:
@@ -148,16 +162,29 @@ class UnlearningTrainer:
         assert self._reference is not None, "the run was to be built with a reference"
         return self._reference
 
+    def begin(self, plan: Plan) -> None:
+        """Learn how long the run is, before its first step and after every restart."""
+        self.plan = self.weighting.plan = plan
+
+    def finish(self) -> None:
+        """After the last step: the mean of the weights takes their place, if there is one."""
+        if self.averaging is not None and self.averaging.mean is not None:
+            self.engine.set_weights(self.averaging.mean)
+
     # ---- one step --------------------------------------------------------------------------------
 
     def step(self, batches: Batches, *, learning_rate: float) -> None:
-        """One update on one step's rows."""
-        record = self._last = StepRecord(learning_rate)
+        """One update on one step's rows; `learning_rate` is the schedule's."""
+        factor = 1.0 if self.automatic is None else self.automatic.factor
+        record = self._last = StepRecord(learning_rate * factor)
+        means: dict[str, Vector] = {}
         products: Gram | None = None
         if self._separate():
             gradients = {
                 name: self._gradient(name, batches[name], record) for name in self.objectives
             }
+            means = self._running_means(gradients)
+            gradients |= means
             products = record.gram = gram(gradients)
             if self.weighting.losses_first:
                 self.weighting.update(record.mean_losses())
@@ -173,10 +200,14 @@ class UnlearningTrainer:
                 ]
             )
         record.weights = {name: weights[name] for name in self.objectives}
-        stepped = self._update(direction, record)
-        if stepped and self.weighting.needs_losses and not self.weighting.losses_first:
-            self.weighting.update(record.mean_losses())
+        if self._update(direction, batches, record):
+            self._means |= means
+            if self.weighting.needs_losses and not self.weighting.losses_first:
+                self.weighting.update(record.mean_losses())
         self.steps_done += 1
+        if self.averaging is not None:
+            assert self.plan is not None, "begin() tells how long the run is"
+            self.averaging.observe(self.engine, done=self.steps_done, plan=self.plan)
 
     def _separate(self) -> bool:
         """Whether this step takes one gradient per objective rather than one in all."""
@@ -196,12 +227,26 @@ class UnlearningTrainer:
 
         def noise(draw: int) -> Vector:
             place = (self.steps_done, self.objectives.index(name), draw)
-            return self.engine.noise(_counter_seed(self.seed, *place))
+            return self.engine.noise(counter_seed(self.seed, *place))
 
         perturbation = self.perturbation
-        if perturbation is None or name not in perturbation.objectives:
+        if perturbation is None or family(name) not in perturbation.objectives:
             return gradient()
         return perturbation.gradient(gradient, lambda delta: self._shifted(delta, record), noise)
+
+    def _running_means(self, gradients: Mapping[str, Vector]) -> dict[str, Vector]:
+        """The running means that take their gradients' place; consumes those gradients.
+
+        They are kept only once the step is taken: a step that is skipped leaves none behind.
+        """
+        means = {}
+        for name, share in self.weighting.running_means.items():
+            assert name != self.objectives[0], "the direction consumes the first gradient"
+            before = self._means.get(name)
+            means[name] = gradients[name]
+            if before is not None:
+                means[name].scale_(share).add_(before, 1 - share)
+        return means
 
     @contextmanager
     def _shifted(self, delta: Vector, record: StepRecord) -> Iterator[Shift]:
@@ -221,12 +266,12 @@ class UnlearningTrainer:
         Dropout is a function of the seed, the step, the rank and the micro-batch: a second reading
         and a resumed run repeat it, another number of ranks draws other masks.
         """
-        objective = {"forget": self.forget_loss, "retain": self.retain_loss}[name]
+        objective = self._objective(name)
 
         def loss_of(index: int, rows: Rows) -> Loss:
             def loss() -> Tensor:
                 place = (self.steps_done, self.objectives.index(name), index, rank())
-                torch.manual_seed(_counter_seed(self.seed, *place))
+                torch.manual_seed(counter_seed(self.seed, *place))
                 value = objective(rows)
                 if record is not None:
                     record.add(name, value.detach())
@@ -236,7 +281,10 @@ class UnlearningTrainer:
 
         return [loss_of(index, rows) for index, rows in enumerate(batches)]
 
-    def _update(self, direction: Vector, record: StepRecord) -> bool:
+    def _objective(self, name: str) -> Callable[[Rows], Tensor]:
+        return {"forget": self.forget_loss, "retain": self.retain_loss}[family(name)]
+
+    def _update(self, direction: Vector, batches: Batches, record: StepRecord) -> bool:
         """Clip, look for NaN, and step; the one host sync of a step is here. False: skipped."""
         norm = direction.norm()
         record.norm = norm
@@ -246,8 +294,31 @@ class UnlearningTrainer:
         limit = self.optimizer.config.max_gradient_norm
         if limit is not None:
             direction.scale_((limit / norm.clamp_min(1e-300)).clamp_max(1.0))
+        if self.automatic is None or not self.automatic.due(self.steps_done):
+            self.engine.step(direction, record.learning_rate)
+            return True
+        before = self.engine.weights()
         self.engine.step(direction, record.learning_rate)
+        self._fit_learning_rate(self.engine.weights() - before, batches, record.learning_rate)
         return True
+
+    def _fit_learning_rate(self, moved: Vector, batches: Batches, rate: float) -> None:
+        """Read the retain loss along the line that the step went; the weights stay as they are."""
+        assert self.automatic is not None
+        down = self._mean_retain_loss(batches)
+        with self.engine.shifted(moved * -1.0) as shift:
+            origin = self._mean_retain_loss(batches)
+            self.engine.shift(moved * -2.0)
+            up = self._mean_retain_loss(batches)
+        if float(shift.ratio) > 0.5 and float(shift.cosine) > 0.5:  # else it was rounded away
+            self.automatic.fit(rate, up=up, origin=origin, down=down)
+
+    def _mean_retain_loss(self, batches: Batches) -> float:
+        """The mean over the retain objectives of their losses here, dropout off."""
+        names = [name for name in self.objectives if family(name) == "retain"]
+        with self.model.evaluating():
+            shares = [self.retain_loss(rows).double() for name in names for rows in batches[name]]
+        return float(sum_over_ranks(torch.stack(shares).sum())) / len(names)
 
     def _refuse(self, record: StepRecord) -> None:
         if self.config.on_nonfinite == "skip":
@@ -267,7 +338,8 @@ class UnlearningTrainer:
         assert self._last is not None, "no step yet"
         metrics = self._last.metrics()
         self._warn_of_rounding(metrics)
-        own = {f"train/{name}": value for name, value in self.weighting.metrics().items()}
+        parts = [p for p in (self.weighting, self.automatic, self.averaging) if p is not None]
+        own = {f"train/{name}": value for p in parts for name, value in p.metrics().items()}
         return {**metrics, **own, "train/skipped_steps": float(self.skipped_steps)}
 
     def _warn_of_rounding(self, metrics: Mapping[str, float]) -> None:
@@ -293,13 +365,33 @@ class UnlearningTrainer:
             "step": self.steps_done,
             "skipped_steps": self.skipped_steps,
             "weighting": self.weighting.state_dict(),
+            "automatic": None if self.automatic is None else self.automatic.state_dict(),
+            "averaging": None if self.averaging is None else self.averaging.state_dict(),
         }
+
+    def vectors(self) -> dict[str, Vector]:
+        """What a restart needs that is as large as the model: running means."""
+        mean = None if self.averaging is None else self.averaging.mean
+        weights = {} if mean is None else {"weights": mean}
+        return {f"gradient/{name}": v for name, v in self._means.items()} | weights
+
+    def load_vectors(self, vectors: Mapping[str, Vector]) -> None:
+        """Restore what `vectors` gave."""
+        self._means = {
+            name.partition("/")[2]: v for name, v in vectors.items() if name != "weights"
+        }
+        if self.averaging is not None:
+            self.averaging.mean = vectors.get("weights")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.steps_done = state["step"]
         self.skipped_steps = state["skipped_steps"]
         self.weighting.load_state_dict(state["weighting"])
+        if self.automatic is not None:
+            self.automatic.load_state_dict(state["automatic"])
+        if self.averaging is not None:
+            self.averaging.load_state_dict(state["averaging"])
 
 
 def _weighted_sum(gradients: dict[str, Vector], weights: Weights) -> Vector:
@@ -312,22 +404,6 @@ def _weighted_sum(gradients: dict[str, Vector], weights: Weights) -> Vector:
     return direction
 
 
-def _counter_seed(*place: int) -> int:
-    """A seed from counters, in [0, 2^63)."""
-    value = 0
-    for number in place:
-        value = (value * 1_000_003 + number + 1) % (1 << 63)
-    return value
-
-
-def objectives_of(
-    kind: type[UnlearningTrainer], config: UnlearningTrainer.Config
-) -> tuple[str, ...]:
-    """The objectives that a method has under its config."""
-    dropped = {"retain"} if config.retain_loss == "none" else set()
-    return tuple(name for name in kind.objectives if name not in dropped)
-
-
 def layer_of(config: UnlearningTrainer.Config, model_config: Any) -> int:
     """The decoder block that `config` names, from 1 to as many as the model has."""
     blocks: int = model_config.get_text_config().num_hidden_layers
@@ -338,24 +414,6 @@ def layer_of(config: UnlearningTrainer.Config, model_config: Any) -> int:
             f"type trainer.layer={max(1, blocks // 2)}, or null for the middle one"
         )
     return layer
-
-
-def check_parts(
-    objectives: tuple[str, ...], weighting: Weighting | None, perturbation: Perturbation | None
-) -> None:
-    """Raise ConfigError for parts that do not go together."""
-    balances = weighting is not None and (weighting.needs_gram or weighting.needs_losses)
-    if balances and len(objectives) < 2:
-        raise ConfigError(
-            f"weighting={type(weighting).__name__} balances two objectives, but this run has only "
-            f"{objectives[0]}; set weighting=none, or a method and trainer.retain_loss with both"
-        )
-    if perturbation is not None and not set(perturbation.objectives) & set(objectives):
-        raise ConfigError(
-            f"perturbation={type(perturbation).__name__} perturbs the "
-            f"{' and '.join(perturbation.objectives)} objective, which this run does not have; "
-            "set perturbation=none"
-        )
 
 
 def reference_needed(

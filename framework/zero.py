@@ -186,6 +186,21 @@ class ZeroEngine(Engine):
             self._layout.clear()
         assert self.deepspeed.was_step_applied(), "DeepSpeed skipped a finite step"
 
+    def vector(self, shards: Sequence[Tensor]) -> Vector:
+        """See `Engine.vector`."""
+        places = [master.device for master in self._layout.masters()]
+        return self._vector([s.to(place) for s, place in zip(shards, places, strict=True)])
+
+    def weights(self) -> Vector:
+        """See `Engine.weights`."""
+        return self._vector([master.clone() for master in self._layout.masters()])
+
+    @torch.no_grad()
+    def set_weights(self, weights: Vector) -> None:
+        """See `Engine.set_weights`."""
+        torch._foreach_copy_(self._layout.masters(), weights.shards)
+        self._layout.publish(None)
+
     def save(self, folder: Path) -> None:
         """See `Engine.save`. DeepSpeed's own format, so that its converters work on it."""
         with _raised_at_the_end(

@@ -18,11 +18,12 @@ from framework.encoding import TruncationWarning, encode_all
 from framework.engine import Engine
 from framework.errors import ConfigError
 from framework.loading import ModelSource, Pretrained, Tiny
+from framework.objectives import check_parts, objectives_of
 from framework.parts import Selection
 from framework.reference import CachedReference, FrozenReference, Reference
 from framework.sampler import ForgetRetainSampler
 from framework.selection import Selected, select
-from framework.trainer import check_parts, objectives_of, reference_needed
+from framework.trainer import reference_needed
 from framework.tuning import Tuning
 
 from .outcome import references_of
@@ -42,18 +43,20 @@ class Assembly:
     sampler: ForgetRetainSampler
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, benchmark: Benchmark) -> None:
     """Refuse what can be refused before anything is made or loaded."""
     method, settings = part_of(config.trainer)
     reference_needed(method, settings)
-    objectives = objectives_of(method, settings)
-    check_parts(objectives, build(config.weighting), build(config.perturbation))
+    sources = list(retain_sources(config, benchmark))
+    objectives = objectives_of(method.objectives, settings.retain_loss, sources)
+    parts = [build(config[group]) for group in ("weighting", "perturbation", "optimizer")]
+    check_parts(objectives, *parts)
+    build(config.averaging)
     if build(config.selection) is not None and "forget" not in objectives:
         raise ConfigError(
             f"selection={config.selection.name} selects among the tokens to forget, but trainer="
             f"{config.trainer.name} forgets nothing; type selection=none"
         )
-    build(config.optimizer)
     method.check(settings, build(config.tuning).apply(build(config.model).skeleton()).config)
     ranks = distributed.intended_world_size()
     if is_sharded(config):
@@ -75,6 +78,9 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
     with loading(config):
         model = load_model(config, source, benchmark, dtype=dtype)
     rows = training_rows(config, benchmark, model, method)
+    sources = retain_sources(config, benchmark)
+    for task, ids in sources.items():
+        rows[f"retain/{task}"] = [row for row in rows["retain"] if row.id in ids]
     needed = reference_needed(method, settings)
     frozen = _frozen(config, source, benchmark, model, dtype) if needed == "frozen" else None
     tuning: Tuning = build(config.tuning)
@@ -101,14 +107,14 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
         reference=reference,
         weighting=build(config.weighting),
         perturbation=build(config.perturbation),
+        averaging=build(config.averaging),
+        sources=list(sources),
         seed=config.seed,
     )
     sampler = ForgetRetainSampler(
-        rows["forget"],
-        rows["retain"],
+        {name: rows[name] for name in trainer.objectives},
         batch_size=config.batch_size,
         seed=config.seed,
-        objectives=trainer.objectives,
     )
     return Assembly(benchmark, model, tuning, engine, trainer, sampler)
 
@@ -133,6 +139,26 @@ def selection(
         settings=OmegaConf.to_yaml(config.selection),
         file=file,
     )
+
+
+def retain_sources(config: DictConfig, benchmark: Benchmark) -> dict[str, set[str]]:
+    """The retain rows' ids by task, where each task counts by itself; else nothing."""
+    if config.retain_by == "all":
+        return {}
+    if "forget" not in part_of(config.trainer)[0].objectives:
+        raise ConfigError(
+            f"retain_by=task is for a method that forgets; trainer={config.trainer.name} has one "
+            "objective only; set retain_by=all"
+        )
+    by_task: dict[str, set[str]] = {}
+    for example in benchmark.splits()["retain"]:
+        by_task.setdefault(example.task, set()).add(example.id)
+    if len(by_task) < 2:
+        raise ConfigError(
+            f"retain_by=task needs retain rows of at least two tasks; those of benchmark="
+            f"{config.benchmark.name} have {sorted(by_task)}; set retain_by=all"
+        )
+    return dict(sorted(by_task.items()))
 
 
 def load_model(

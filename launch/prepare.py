@@ -85,6 +85,7 @@ def _overrides(config: DictConfig, benchmark: Benchmark, role: str, output: Path
         "weighting=none",
         "perturbation=none",
         "selection=none",
+        "averaging=none",
         "tuning=full",
         "zero=none",
         "tracker=none",

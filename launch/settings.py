@@ -25,6 +25,8 @@ REPEATABLE = (
     *("evaluate", "evaluate_every", "target", "gold"),
 )
 """What may differ between a run and its continuation: it changes no weight."""
+PARTS = ("selection", "perturbation", "weighting", "averaging")
+"""The groups that a run is named by beside its method."""
 
 
 @dataclass
@@ -43,6 +45,9 @@ class RunSettings:
     """At most so many optimizer steps."""
     batch_size: int = 32
     """Rows of each objective in one optimizer step, over all ranks."""
+    retain_by: Literal["all", "task"] = "all"
+    """task: each task of the retain rows is an objective of its own, `retain/<task>`, with its own
+    loss, weight and, under weighting=primal_dual or log_barrier, level and dual variable."""
     finetune_on: Literal["retain", "forget", "target", "gold"] = "retain"
     """What a method without a forget objective learns: the retain rows, the forget rows, what the
     target model knows (both), or what the gold model knows. A tiny model learns the last two from
@@ -143,8 +148,10 @@ def as_overrides(group: str, section: Mapping[str, Any] | DictConfig) -> list[st
 
 def run_name(config: DictConfig) -> str:
     """What tells a run from its neighbors: benchmark, method, parts, seed."""
-    parts = [config[group].name for group in ("selection", "perturbation", "weighting")]
+    parts = [config[group].name for group in PARTS]
     chosen = [name for name in parts if name != "none"]
+    if config.optimizer.name != "adamw":
+        chosen.append(config.optimizer.name)
     if config.finetune_on != "retain":
         chosen.append(config.finetune_on)
     names = [config.benchmark.name, config.trainer.name, *chosen]
@@ -153,7 +160,7 @@ def run_name(config: DictConfig) -> str:
 
 def label(config: DictConfig) -> str:
     """The run in a table: `blur x npo`."""
-    parts = [config[group].name for group in ("selection", "perturbation", "weighting")]
+    parts = [config[group].name for group in PARTS]
     return " x ".join([*(name for name in parts if name != "none"), config.trainer.name])
 
 

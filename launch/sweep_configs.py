@@ -74,9 +74,9 @@ class Configs:
     def _compose(self, variant: Variant, setting: Setting) -> None:
         overrides = self.sweep.overrides(variant, setting, self.sweep.seeds[0])
         config, _ = parse(overrides, entry="train", schema=RunSettings, about="")
-        check(config)
         benchmark = self._benchmark(config)
         benchmark.splits()
+        check(config, benchmark)
         if self.sweep.rule is not None:
             _check_rule(self.sweep.rule, config, benchmark)
         self._composed[variant.name, setting.name] = config

@@ -50,8 +50,8 @@ from .settings import (
 def main(arguments: list[str]) -> None:
     """The whole run."""
     config, options = parse(arguments, entry="train", schema=RunSettings, about=__doc__ or "")
-    check(config)
     benchmark: Benchmark = build(config.benchmark)
+    check(config, benchmark)
     if options.dry_run:
         dry_run(config, benchmark)
         return

@@ -13,22 +13,24 @@ from framework.parts import Weights
 
 
 class Constrained(Weighting):
-    """gamma for the forget objective, the constraint's dual variable for the retain objective.
+    """gamma for the forget objective, its constraint's dual variable for each retain objective.
 
-    min gamma L_f subject to L_r <= level. L_r is the mean over all rows of the step, over ranks and
-    micro-batches, so the dual has the same bits on every rank.
+    min gamma L_f subject to L_r <= level for every retain source r. L_r is the mean over all rows
+    of the step, over ranks and micro-batches, so a dual has the same bits on every rank.
     """
 
     needs_losses: ClassVar[bool] = True
+    takes_sources: ClassVar[bool] = True
 
     @dataclass
     class Config:
-        """What is asked of the retain loss."""
+        """What is asked of the retain losses."""
 
         gamma: float = 1.0
         """Weight of the forget objective, > 0."""
-        level: float = 0.3
-        """What the retain loss may be, in nats, > 0; by default as a number."""
+        level: float | dict[str, float] = 0.3
+        """What the retain loss may be, in nats, > 0; by default as a number. With retain_by=task
+        one number for all tasks, or a number for each: {biography: 0.2, story: 0.5}."""
         relative: bool = False
         """Whether `level` is the share by which the retain loss may exceed that of the first step,
         which is before unlearning: (1 + level) times it."""
@@ -36,36 +38,66 @@ class Constrained(Weighting):
         def __post_init__(self) -> None:
             """Raise ConfigError for numbers that are not positive."""
             require("gamma", self.gamma, above=0)
-            require("level", self.level, above=0)
+            if isinstance(self.level, dict):
+                for source, level in self.level.items():
+                    require(f"level.{source}", level, above=0)
+            else:
+                require("level", self.level, above=0)
 
     def __init__(self, config: Config) -> None:
-        """Before the first step the level is unknown if it is relative."""
+        """Before the first step a relative level is unknown."""
         self.config = config
-        self.level: float | None = None if config.relative else config.level
-        self.dual = 0.0
         self.steps = 0
-        self._slack: float | None = None
+        self.duals: dict[str, float] = {}
+        self.levels: dict[str, float] = {}
+        self._slack: dict[str, float] = {}
+        self.balance(self.objectives if isinstance(config.level, float) else ("forget",))
+
+    def balance(self, objectives: tuple[str, ...]) -> None:
+        """See `Weighting.balance`."""
+        super().balance(objectives)
+        self.duals = {name: self.first_dual() for name in objectives if name != "forget"}
+        asked = {name: self._asked(name) for name in self.duals}
+        self.levels = {} if self.config.relative else asked
+
+    def _asked(self, objective: str) -> float:
+        """What the config says of an objective's level."""
+        level, source = self.config.level, objective.partition("/")[2]
+        if not isinstance(level, dict):
+            return level
+        if level.keys() != {name.partition("/")[2] for name in self.duals} or not source:
+            raise ConfigError(
+                f"weighting.level has a number for {', '.join(level)}; this run's retain "
+                f"objectives are {', '.join(self.duals)}: give one number for all, or set "
+                "retain_by=task and give one for each task"
+            )
+        return level[source]
+
+    def first_dual(self) -> float:
+        """A dual before the first step."""
+        return 0.0
 
     @abstractmethod
-    def next_dual(self, excess: float) -> float:
-        """The dual, from the retain loss minus the level; `self.steps` counts earlier calls."""
+    def next_dual(self, objective: str, excess: float) -> float:
+        """A dual, from its retain loss minus its level; `self.steps` counts earlier calls."""
 
     def weights(self, gram: Gram | None) -> Weights:
         """See `Weighting.weights`."""
-        return {"forget": self.config.gamma, "retain": self.dual}
+        return {"forget": self.config.gamma, **self.duals}
 
     def update(self, losses: Mapping[str, float]) -> None:
         """See `Weighting.update`."""
-        loss = losses["retain"]
-        if not math.isfinite(loss):  # the step will be refused, or skipped as if it had not been
-            return
-        if self.level is None:
-            self.level = self._relative_to(loss)
-        self._slack = self.level - loss
-        self.dual = self.next_dual(loss - self.level)
+        if not all(math.isfinite(losses[name]) for name in self.duals):
+            return  # the step will be refused, or skipped as if it had not been
+        for name in self.duals:
+            if name not in self.levels:
+                self.levels[name] = self._relative_to(losses[name], self._asked(name))
+            self._slack[name] = self.levels[name] - losses[name]
+            self.duals[name] = self.next_dual(name, losses[name] - self.levels[name])
         self.steps += 1
 
-    def _relative_to(self, loss: float) -> float:
+    @staticmethod
+    def _relative_to(loss: float, share: float) -> float:
         """The level, where the retain loss was `loss` before unlearning."""
         if loss < 1e-5:
             raise ConfigError(
@@ -73,29 +105,43 @@ class Constrained(Weighting):
                 f"{loss:g} (as KL to the model itself is); set weighting.relative=false and "
                 "weighting.level in nats"
             )
-        return (1 + self.config.level) * loss
+        return (1 + share) * loss
 
     def metrics(self) -> dict[str, float]:
-        """The level, and how far below it the last step's retain loss was (negative: above)."""
-        if self.level is None or self._slack is None:
-            return {}
-        return {"retain/level": self.level, "retain/slack": self._slack}
+        """Each level, and how far below it the last step's loss was (negative: above)."""
+        found = {f"{name}/level": self.levels[name] for name in self._slack}
+        return found | {f"{name}/slack": slack for name, slack in self._slack.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Weighting.state_dict`."""
-        return {"dual": self.dual, "level": self.level, "steps": self.steps}
+        """See `Weighting.state_dict`; plain numbers by name."""
+        duals = {f"{name}/dual": dual for name, dual in self.duals.items()}
+        levels = {f"{name}/level": level for name, level in self.levels.items()}
+        return {**duals, **levels, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Weighting.load_state_dict`."""
-        self.dual, self.level, self.steps = state["dual"], state["level"], state["steps"]
+        self.steps = state["steps"]
+        self.duals = named(state, "/dual")
+        self.levels = named(state, "/level")
+
+
+def named(state: Mapping[str, Any], ending: str) -> dict[str, float]:
+    """The numbers of a state whose names end so, by the rest of their names."""
+    return {k.removesuffix(ending): v for k, v in state.items() if k.endswith(ending)}
 
 
 def require(
-    name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf
+    name: str,
+    value: float,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
 ) -> None:
     """Raise ConfigError for a setting of the weighting that is out of its range or not finite."""
-    if value > above and value >= at_least and math.isfinite(value):
+    if value > above and at_least <= value < below and math.isfinite(value):
         return
     least = f"> {above:g}" if above > -math.inf else f">= {at_least:g}"
+    least += f" and < {below:g}" if below < math.inf else ""
     finite = " and finite" if value == math.inf else ""
     raise ConfigError(f"weighting.{name} must be {least}{finite}, got {value:g}")

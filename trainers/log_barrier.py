@@ -48,8 +48,9 @@ class LogBarrier(Constrained):
         power = self.steps * math.log(self.config.growth)
         return last if power >= math.log(last / first) else first * math.exp(power)
 
-    def next_dual(self, excess: float) -> float:
+    def next_dual(self, objective: str, excess: float) -> float:
         """See `Constrained.next_dual`."""
+        del objective
         s = self.sharpness
         return 1 / max(-s * excess, 1 / s)
 

@@ -20,6 +20,7 @@ class NormalizedGradients(Weighting):
     """
 
     needs_gram: ClassVar[bool] = True
+    takes_sources: ClassVar[bool] = True
 
     @dataclass
     class Config:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from framework.distributed import is_main
+from framework.parts import Plan
 
-from .constrained import Constrained, require
+from .constrained import Constrained, named, require
 
 
 class DualCapWarning(UserWarning):
@@ -19,6 +22,7 @@ class PrimalDual(Constrained):
 
     open-unlearning's pdu.py updates lambda once per micro-batch, from one rank's loss, and does not
     save it; here once per optimizer step, from the loss over all ranks, and it is in checkpoints.
+    Its updates by the epoch read all retain rows once more; here the epoch's steps are the reading.
     """
 
     @dataclass
@@ -28,9 +32,12 @@ class PrimalDual(Constrained):
         dual: float = 1.0
         """lambda before the first step, >= 0."""
         rate: float = 0.1
-        """How much lambda climbs per nat of excess and step, > 0."""
-        warmup_steps: int = 0
-        """Steps after which lambda is not yet moved, >= 0."""
+        """How much lambda climbs per nat of excess and update, > 0."""
+        every: Literal["step", "epoch"] = "step"
+        """When lambda is updated: after each step, from its loss, or after each epoch, from the
+        mean of its steps' losses."""
+        warmup: float = 0.0
+        """Share of the run, in [0, 1), in which lambda is not yet moved."""
         cap: float = 1000.0
         """What lambda never exceeds, > 0; a level that cannot be reached drives it there."""
 
@@ -39,33 +46,58 @@ class PrimalDual(Constrained):
             super().__post_init__()
             require("dual", self.dual, at_least=0)
             require("rate", self.rate, above=0)
-            require("warmup_steps", self.warmup_steps, at_least=0)
+            require("warmup", self.warmup, at_least=0, below=1)
             require("cap", self.cap, at_least=self.dual)
 
     config: Config
 
     def __init__(self, config: Config) -> None:
-        """The dual is `config.dual` until the warm-up is over."""
+        """Every dual is `config.dual` until the warm-up is over."""
         super().__init__(config)
-        self.dual = config.dual
+        self._excess: dict[str, float] = {}
         self._warned = False
 
-    def next_dual(self, excess: float) -> float:
+    def first_dual(self) -> float:
+        """See `Constrained.first_dual`."""
+        return self.config.dual
+
+    def next_dual(self, objective: str, excess: float) -> float:
         """See `Constrained.next_dual`."""
-        if self.steps < self.config.warmup_steps:
-            return self.dual
-        dual = max(0.0, self.dual + self.config.rate * excess)
+        share = 1
+        if self.config.every == "epoch":
+            share = self._known_plan().steps_per_epoch
+            excess += self._excess.pop(objective, 0.0)
+            if (self.steps + 1) % share:
+                self._excess[objective] = excess
+                return self.duals[objective]
+        if self.config.warmup and self.steps < self.config.warmup * self._known_plan().steps:
+            return self.duals[objective]
+        dual = max(0.0, self.duals[objective] + self.config.rate * excess / share)
         if dual >= self.config.cap and excess > 0:
-            self._warn()
+            self._warn(objective)
         return min(dual, self.config.cap)
 
-    def _warn(self) -> None:
+    def _known_plan(self) -> Plan:
+        assert self.plan is not None, "the trainer's begin() tells how long the run is"
+        return self.plan
+
+    def _warn(self, objective: str) -> None:
         if not self._warned and is_main():
             warnings.warn(
                 f"the dual reached weighting.cap={self.config.cap:g} after {self.steps + 1} steps: "
-                f"the retain loss stays above its level of {self.level:g} nats; raise "
-                "weighting.level, or weighting.cap",
+                f"the {objective} loss stays above its level of {self.levels[objective]:g} nats; "
+                "raise weighting.level, or weighting.cap",
                 DualCapWarning,
                 stacklevel=2,
             )
         self._warned = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Weighting.state_dict`."""
+        epoch = {f"{name}/excess": excess for name, excess in self._excess.items()}
+        return super().state_dict() | epoch
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Weighting.load_state_dict`."""
+        super().load_state_dict(state)
+        self._excess = named(state, "/excess")

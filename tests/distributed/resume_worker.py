@@ -129,7 +129,7 @@ def go_on(run: Run, *, save_every: int = 0) -> tuple[State, State, list[dict[str
     train(
         run.engine,
         run.trainer,
-        ForgetRetainSampler(FORGET, RETAIN, batch_size=5, seed=3),
+        ForgetRetainSampler({"forget": FORGET, "retain": RETAIN}, batch_size=5, seed=3),
         Loop(steps=STEPS, save_every=save_every, evaluate_every=1),
         tracker=tracker,
         checkpoints=run.checkpoints,

@@ -29,8 +29,9 @@ class Run:
         self.trainer: UnlearningTrainer = tiny.trainer(
             self.engine, self.engine.model, [], method=method, optimizer=self.optimizer
         )
+        sets = {"forget": FORGET, "retain": RETAIN}
         self.sampler = ForgetRetainSampler(
-            FORGET, RETAIN, batch_size=2, seed=0, objectives=self.trainer.objectives
+            {name: sets[name] for name in self.trainer.objectives}, batch_size=2, seed=0
         )
         self.evaluated: list[int] = []
         self.was_training: list[bool] = []

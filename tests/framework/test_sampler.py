@@ -26,9 +26,27 @@ def ids(step: dict[str, list[Row]]) -> dict[str, list[str]]:
 
 
 def sampler(forget: int, retain: int, batch_size: int, seed: int) -> ForgetRetainSampler:
-    return ForgetRetainSampler(
-        rows("f", forget), rows("r", retain), batch_size=batch_size, seed=seed
-    )
+    sets = {"forget": rows("f", forget), "retain": rows("r", retain)}
+    return ForgetRetainSampler(sets, batch_size=batch_size, seed=seed)
+
+
+@given(forget=sizes, retain=sizes, batch_size=sizes, seed=seeds, sources=st.integers(1, 5))
+def test_of_several_retain_sources_a_step_reads_equally_many_rows(
+    forget: int, retain: int, batch_size: int, seed: int, sources: int
+) -> None:
+    names = [f"retain/{i}" for i in range(sources)]
+    sets = {"forget": rows("f", forget), **{name: rows(name, retain) for name in names}}
+    draws = ForgetRetainSampler(sets, batch_size=batch_size, seed=seed)
+    read: dict[str, list[str]] = {name: [] for name in names}
+    for step in range(3 * draws.steps_per_epoch):
+        seen = ids(draws[step])
+        for name in names:
+            assert len(seen[name]) == -(-len(seen["forget"]) // sources)
+            read[name] += seen[name]
+    for walked in read.values():  # through whole permutations, one after another
+        for start in range(0, len(walked), retain):
+            part = walked[start : start + retain]
+            assert len(set(part)) == len(part)
 
 
 @given(forget=sizes, retain=sizes, batch_size=sizes, seed=seeds)
@@ -97,7 +115,7 @@ def test_epochs_are_counted_by_forget_rows() -> None:
 
 
 def test_fine_tuning_reads_the_retain_set_as_its_epoch() -> None:
-    draws = ForgetRetainSampler([], rows("r", 5), batch_size=2, seed=0, objectives=("retain",))
+    draws = ForgetRetainSampler({"retain": rows("r", 5)}, batch_size=2, seed=0)
     seen = [row.id for step in range(3) for row in draws[step]["retain"]]
     assert sorted(seen) == ["r0", "r1", "r2", "r3", "r4"]
     assert draws.steps_per_epoch == 3
@@ -105,7 +123,7 @@ def test_fine_tuning_reads_the_retain_set_as_its_epoch() -> None:
 
 
 def test_forgetting_alone_needs_no_retain_set() -> None:
-    draws = ForgetRetainSampler(rows("f", 2), [], batch_size=4, seed=0, objectives=("forget",))
+    draws = ForgetRetainSampler({"forget": rows("f", 2)}, batch_size=4, seed=0)
     assert list(draws[0]) == ["forget"]
     assert len(draws[0]["forget"]) == 2
 

@@ -319,3 +319,65 @@ def test_a_run_is_built_with_the_least_reference_that_serves(kind, settings, nee
 def test_a_cached_reference_cannot_serve_kl():
     with pytest.raises(ConfigError, match=r"set trainer\.reference=frozen"):
         reference_needed(NPO, NPO.Config(retain_loss="kl", reference="cached"))
+
+
+# ---- several retain sources ----------------------------------------------------------------------
+
+
+def sources(weighting: Weighting | None = None, **settings: Any) -> UnlearningTrainer:
+    optimizer = tiny.optimizer("sgd", clip=None)
+    return tiny.assemble(
+        GradDiff,
+        GradDiff.Config(**settings),
+        tiny.local_engine(optimizer),
+        tiny.language_model(),
+        PLAN,
+        optimizer=optimizer,
+        sources=("a", "b"),
+        weighting=weighting,
+    )
+
+
+def by_source(step: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
+    retain = step["retain"]
+    return {"forget": step["forget"], "retain/a": retain[:2], "retain/b": retain[2:4]}
+
+
+@pytest.mark.parametrize("compare_every", [0, 1])
+def test_every_retain_source_is_an_objective_and_together_they_weigh_the_retain_weight(
+    compare_every: int,
+) -> None:
+    run = sources(retain_weight=3.0, compare_every=compare_every)
+    assert run.objectives == ("forget", "retain/a", "retain/b")
+    step = by_source(PLAN[0])
+    tiny.train(run, [step], tokens=1000)
+    line = run.metrics()
+    assert line["train/retain/a/weight"] == line["train/retain/b/weight"] == 1.5
+    whole = made(retain_weight=3.0)
+    losses = {
+        name: -whole.model.token_log_probs(tiny.packed(step[name])).mean().item()
+        for name in ("retain/a", "retain/b")
+    }
+    assert line["train/retain/a/loss"] == pytest.approx(losses["retain/a"], rel=1e-5)
+    assert line["train/retain/b/loss"] == pytest.approx(losses["retain/b"], rel=1e-5)
+    assert ("train/retain/a/cosine" in line) == bool(compare_every)
+
+
+def test_sources_of_the_same_rows_are_one_retain_objective() -> None:
+    run, plain = sources(retain_weight=2.0), made(retain_weight=2.0)
+    step = dict.fromkeys(("retain/a", "retain/b"), PLAN[0]["retain"])
+    tiny.train(run, [{"forget": PLAN[0]["forget"], **step}], tokens=1000)
+    tiny.train(plain, PLAN[:1], tokens=1000)
+    right, found = plain.engine.master_weights(), run.engine.master_weights()
+    assert max(float((right[n] - found[n]).abs().max()) for n in right) <= 1e-6
+
+
+def test_a_weighting_of_two_gradients_refuses_several_retain_sources() -> None:
+    class Two(Weighting):
+        needs_gram = True
+
+        def weights(self, gram: Gram | None) -> Weights:
+            raise AssertionError
+
+    with pytest.raises(ConfigError, match=r"balances one retain objective.*set retain_by=all"):
+        sources(Two())

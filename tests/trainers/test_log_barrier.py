@@ -64,13 +64,13 @@ def test_the_sharpness_grows_by_the_step_up_to_its_limit():
     found = []
     for _ in range(4):
         weighting.update({"retain": 2.0})  # above the level: the dual is s
-        found.append(weighting.dual)
+        found.append(weighting.duals["retain"])
     assert found == pytest.approx([2, 3, 4, 4])
 
 
 def test_a_run_of_many_steps_does_not_leave_the_range_of_floats():
     weighting = part(growth=2.0, max_sharpness=50.0)
-    weighting.load_state_dict({"dual": 1.0, "level": 0.3, "steps": 10**9})
+    weighting.load_state_dict({"retain/dual": 1.0, "retain/level": 0.3, "steps": 10**9})
     assert weighting.sharpness == 50
 
 
@@ -116,7 +116,7 @@ def test_it_comes_to_the_dual_that_the_primal_dual_weighting_comes_to():
         bowls = tiny.Bowls(tiny.Bowls.Config(), engine=engine, **parts)
         bowls.a, bowls.b = (0.0,), (2.0,)
         tiny.train(bowls, tiny.step_rows(1, n=1) * 600, tokens=1000)
-        found[name] = engine.master_weights()["weight"].item(), weighting.dual
+        found[name] = engine.master_weights()["weight"].item(), weighting.duals["retain"]
     assert found["primal-dual"] == pytest.approx((1, 1), abs=1e-5)
     assert found["barrier"] == pytest.approx((1, 1), abs=0.02)
 

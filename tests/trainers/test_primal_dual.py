@@ -10,6 +10,7 @@ import tiny
 
 from framework import ConfigError
 from framework.checkpoint import Checkpoints
+from framework.parts import Plan
 from trainers.grad_ascent import GradAscent, GradDiff
 from trainers.log_barrier import LogBarrier
 from trainers.npo import NPO
@@ -54,8 +55,43 @@ def test_the_dual_is_never_negative():
 
 
 def test_the_dual_rests_while_it_warms_up():
-    weighting = part(dual=100.0, rate=5.0, level=0.3, warmup_steps=2)
+    weighting = part(dual=100.0, rate=5.0, level=0.3, warmup=0.2)
+    weighting.plan = Plan(steps=10, steps_per_epoch=5)
     assert duals(weighting, 0.5, 0.5, 0.5, 0.5) == pytest.approx([100, 100, 101, 102])
+
+
+def test_by_the_epoch_the_dual_moves_once_by_the_mean_excess():
+    # mean excess 0.2 in the first epoch, -0.1 in the second: 100 + 5 (0.2), then - 5 (0.1)
+    weighting = part(dual=100.0, rate=5.0, level=0.3, every="epoch")
+    weighting.plan = Plan(steps=4, steps_per_epoch=2)
+    assert duals(weighting, 0.6, 0.4, 0.3, 0.1) == pytest.approx([100, 101, 101, 100.5])
+
+
+def test_every_retain_source_has_a_dual_and_a_level_of_its_own():
+    weighting = part(dual=1.0, rate=1.0, level={"a": 0.5, "b": 2.0})
+    weighting.balance(("forget", "retain/a", "retain/b"))
+    weighting.update({"forget": 7.0, "retain/a": 1.0, "retain/b": 1.5})
+    assert weighting.weights(None) == {"forget": 1.0, "retain/a": 1.5, "retain/b": 0.5}
+    assert weighting.metrics() == {
+        "retain/a/level": 0.5,
+        "retain/b/level": 2.0,
+        "retain/a/slack": -0.5,
+        "retain/b/slack": 0.5,
+    }
+
+
+def test_one_relative_level_is_measured_for_each_source():
+    weighting = part(dual=1.0, rate=1.0, level=0.5, relative=True)
+    weighting.balance(("forget", "retain/a", "retain/b"))
+    weighting.update({"retain/a": 1.0, "retain/b": 2.0})
+    assert weighting.levels == {"retain/a": 1.5, "retain/b": 3.0}
+
+
+@pytest.mark.parametrize("objectives", [("forget", "retain"), ("forget", "retain/a", "retain/c")])
+def test_levels_of_other_sources_than_the_runs_are_refused(objectives):
+    with pytest.raises(ConfigError, match=r"weighting\.level has a number for a, b; ") as refused:
+        part(level={"a": 0.5, "b": 2.0}).balance(objectives)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_relative_level_is_measured_at_the_first_step():
@@ -134,13 +170,15 @@ def test_a_step_that_was_skipped_teaches_nothing():
 
 
 def test_a_restart_finds_the_dual_the_level_and_the_warm_up(tmp_path):
-    settings = {"level": 0.01, "relative": True, "warmup_steps": 1}
+    settings = {"level": 0.01, "relative": True, "warmup": 0.25}
     run, again = (trainer(weighting=part(**settings)) for _ in range(2))
+    for each in (run, again):
+        each.begin(Plan(steps=len(PLAN), steps_per_epoch=2))
     tiny.train(run, PLAN[:2], tokens=30)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.restore(checkpoints.save(run.engine, run), again.engine, again)
     assert again.weighting.state_dict() == run.weighting.state_dict()
-    assert again.weighting.dual != 1
+    assert again.weighting.duals["retain"] != 1
     for each in (run, again):
         tiny.train(each, PLAN[2:], tokens=30)
     assert again.weighting.state_dict() == run.weighting.state_dict()
@@ -171,7 +209,7 @@ def test_a_constraint_needs_a_positive_level_and_something_to_minimize(kind, set
         ({"rate": 0.0}, "weighting.rate must be > 0, got 0"),
         ({"rate": math.inf}, "weighting.rate must be > 0 and finite, got inf"),
         ({"dual": -1.0}, "weighting.dual must be >= 0, got -1"),
-        ({"warmup_steps": -1}, "weighting.warmup_steps must be >= 0, got -1"),
+        ({"warmup": 1.0}, "weighting.warmup must be >= 0 and < 1, got 1"),
         ({"dual": 100.0, "cap": 50.0}, "weighting.cap must be >= 100, got 50"),
     ],
 )
