@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from framework import LanguageModel, LocalEngine, Row, UnlearningTrainer
+from framework.averaging import WeightAveraging
 from framework.data import Rows, StepTotals, partition
 from framework.encoding import PromptFormat
 from framework.engine import Engine
@@ -30,6 +31,7 @@ from trainers.curvature import Curvature
 from trainers.finetune import Finetune
 from trainers.grad_ascent import GradAscent, GradDiff
 from trainers.gradient_penalty import GradientPenalty
+from trainers.gru import GRU
 from trainers.log_barrier import LogBarrier
 from trainers.ngdiff import NormalizedGradients
 from trainers.npo import NPO
@@ -115,6 +117,7 @@ WEIGHTINGS = {
     # the tiny model begins at a loss of about 4.5
     "primal_dual": lambda: PrimalDual(PrimalDual.Config(level=4.0)),
     "primal_dual_relative": lambda: PrimalDual(PrimalDual.Config(level=0.01, relative=True)),
+    "gru": lambda: GRU(GRU.Config(rate=0.3, retain=1.0)),
     "log_barrier": lambda: LogBarrier(LogBarrier.Config(level=8.0, growth=1.5)),
 }
 PERTURBATIONS = {
@@ -223,13 +226,20 @@ def step_rows(steps: int, n: int = 5) -> list[dict[str, list[Row]]]:
     ]
 
 
-def optimizer(name: str, *, clip: float | None, learning_rate: float | None = None) -> Optimizer:
+def optimizer(
+    name: str,
+    *,
+    clip: float | None,
+    learning_rate: float | None = None,
+    automatic_every: int = 0,
+) -> Optimizer:
     """AdamW at 1e-3 or SGD at 0.1 unless told."""
+    shared = {"max_gradient_norm": clip, "automatic_every": automatic_every}
     if name == "adamw":
         rate = learning_rate or 1e-3
-        return AdamW(AdamW.Config(learning_rate=rate, max_gradient_norm=clip, weight_decay=0.1))
+        return AdamW(AdamW.Config(learning_rate=rate, weight_decay=0.1, **shared))
     rate = learning_rate or 0.1
-    return SGD(SGD.Config(learning_rate=rate, max_gradient_norm=clip))
+    return SGD(SGD.Config(learning_rate=rate, **shared))
 
 
 def trainer(
@@ -241,6 +251,7 @@ def trainer(
     optimizer: Optimizer,
     weighting: Weighting | None = None,
     perturbation: Perturbation | None = None,
+    averaging: WeightAveraging | None = None,
     compare_every: int = 0,
     **settings: object,
 ) -> UnlearningTrainer:
@@ -254,6 +265,7 @@ def trainer(
         plan,
         weighting=weighting,
         perturbation=perturbation,
+        averaging=averaging,
         optimizer=optimizer,
     )
 
@@ -268,7 +280,7 @@ def assemble(
 ) -> UnlearningTrainer:
     """A trainer with the reference that its losses need, of `plan`'s rows.
 
-    `parts`: the trainer's own arguments `optimizer`, `weighting`, `perturbation` and `seed`.
+    `parts`: the trainer's own arguments `optimizer`, `weighting`, `perturbation` and so on.
     """
     needed = reference_needed(kind, config)
     reference = None

@@ -23,6 +23,7 @@ import tiny
 import torch
 
 from framework import Tracker, distributed
+from framework.averaging import WeightAveraging
 from framework.checkpoint import Checkpoints
 from framework.engine import Engine
 from framework.errors import CheckpointError, WorldSizeError
@@ -49,6 +50,7 @@ class Case:
     offload: str = "none"
     tuning: str = "full"
     tied: bool = False
+    remembering: bool = False
 
     @property
     def name(self) -> str:
@@ -80,12 +82,24 @@ class State(NamedTuple):
 
 
 def start(case: Case, folder: Path, *, seed: int = 0, weighting: Weighting | None = None) -> Run:
-    """Everything new: NPO x BLUR x SAM under AdamW, dropout on, warm-up and decay."""
+    """Everything new: NPO x BLUR x SAM under AdamW, dropout on, warm-up and decay.
+
+    A remembering run has GRU's running mean for BLUR, averages its weights and finds its rate.
+    """
     settings = {"tuning": case.tuning, "tied": case.tied, "attention_dropout": 0.2}
     model = tiny.language_model(**settings, seed=seed)
     optimizer = AdamW(
-        AdamW.Config(learning_rate=3e-3, warmup=0.3, schedule="cosine", weight_decay=0.1)
+        AdamW.Config(
+            learning_rate=3e-3,
+            warmup=0.3,
+            schedule="cosine",
+            weight_decay=0.1,
+            automatic_every=3 if case.remembering else 0,
+        )
     )
+    if weighting is None:
+        weighting = tiny.WEIGHTINGS["gru" if case.remembering else "blur"]()
+    averaging = WeightAveraging(WeightAveraging.Config(start=0.2, every=2))
     engine: Engine
     if case.stage == "none":
         engine = tiny.LocalEngine(
@@ -106,8 +120,9 @@ def start(case: Case, folder: Path, *, seed: int = 0, weighting: Weighting | Non
         tiny.language_model(**settings),  # before unlearning, whatever `seed` says
         [{"forget": FORGET}],
         method="npo",
-        weighting=tiny.WEIGHTINGS["blur"]() if weighting is None else weighting,
+        weighting=weighting,
         perturbation=tiny.PERTURBATIONS["sam"](),
+        averaging=averaging if case.remembering else None,
         optimizer=optimizer,
     )
     return Run(engine, trainer, Checkpoints(folder / "checkpoints", keep=2), folder)

@@ -34,6 +34,7 @@ LOCAL = [
     Case("none", precision="bf16"),
     Case("none", tuning="lora"),
     Case("none", tuning="layers", tied=True),
+    Case("none", remembering=True),
 ]
 ZERO = [
     *(Case(stage) for stage in "0123"),
@@ -43,6 +44,8 @@ ZERO = [
     Case("2", tuning="lora"),
     Case("3", tuning="lora"),
     Case("3", tuning="layers", tied=True),
+    *(Case(stage, remembering=True) for stage in "0123"),
+    *(Case(stage, precision="bf16", offload="cpu", remembering=True) for stage in "23"),
 ]
 FULL_DISKS = [(stage, rank) for stage in "023" for rank in (0, 1)]
 

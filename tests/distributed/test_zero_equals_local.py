@@ -60,6 +60,8 @@ STATES: list[dict[str, Any]] = [  # later blocks are left out of the forward pas
     {"method": "rmu", "weighting": "blur"},
     {"method": "npo_states"},  # left out for the retain rows, and not for the forget rows
 ]
+REMEMBERING = {"weighting": "gru", "averaged": True}
+AUTOMATIC = {"method": "finetune", "optimizer": "adamw", "automatic_every": 1}
 DUALS = {case["weighting"] for case in CONSTRAINED}
 
 
@@ -82,6 +84,8 @@ def cases() -> list[Case]:
             {"method": "npo_kl", "tuning": "lora", "perturbation": "sam"},
             {"tuning": "layers", "weighting": "ngdiff", "optimizer": "adamw"},
             {"method": "grad_diff", "compare_every": 2, "evaluate": True},
+            REMEMBERING,
+            AUTOMATIC,
         ]
         chosen += [{"stage": stage, **variant} for variant in variants]
     chosen += [{"stage": stage, **variant} for stage in "23" for variant in CONSTRAINED]
@@ -97,6 +101,7 @@ def cases() -> list[Case]:
             *PARTIAL[::2],
             *SHIFTED,
             NAN,
+            REMEMBERING,
         ]
         chosen += [{"stage": stage, "offload": "cpu", **variant} for variant in offloaded]
         for offload in ("none", "cpu"):

@@ -22,8 +22,11 @@ import tiny
 import torch
 
 from framework import LanguageModel, distributed
+from framework.averaging import WeightAveraging
 from framework.data import Rows
 from framework.engine import Engine
+from framework.optimizers import Optimizer
+from framework.parts import Plan
 from framework.vectors import Vector
 from framework.zero import PRIVATE, ZeroEngine
 
@@ -52,6 +55,8 @@ class Case:
     tied: bool = False
     compare_every: int = 0
     evaluate: bool = False
+    averaged: bool = False
+    automatic_every: int = 0
 
     @property
     def name(self) -> str:
@@ -86,9 +91,13 @@ def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
         method=case.method,
         weighting=tiny.WEIGHTINGS[case.weighting](),
         perturbation=tiny.PERTURBATIONS[case.perturbation](),
-        optimizer=tiny.optimizer(case.optimizer, clip=case.clip),
+        averaging=WeightAveraging(WeightAveraging.Config(start=0.0, every=1))
+        if case.averaged
+        else None,
+        optimizer=optimizer_of(case),
         compare_every=case.compare_every,
     )
+    trainer.begin(Plan(steps=STEPS, steps_per_epoch=2))
     before = engine.master_weights()
     metrics, evaluation = [], []
     for step in plan:
@@ -96,10 +105,16 @@ def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
         metrics.append(trainer.metrics())
         if case.evaluate:
             evaluation.append(answers(engine.model))
+    trainer.finish()
     after = engine.master_weights()
     assert all(torch.isfinite(w).all() for w in after.values())
     assert difference(before, after) > 1e-4, "the steps moved nothing"
     return Trained(after, metrics, evaluation, trainer.weighting.state_dict())
+
+
+def optimizer_of(case: Case) -> Optimizer:
+    """The case's optimizer."""
+    return tiny.optimizer(case.optimizer, clip=case.clip, automatic_every=case.automatic_every)
 
 
 def answers(model: LanguageModel) -> list[Any]:
@@ -126,7 +141,7 @@ def local(case: Case) -> Trained:
 @cache
 def _local(case: Case) -> Trained:
     engine = tiny.local_engine(
-        tiny.optimizer(case.optimizer, clip=case.clip),
+        optimizer_of(case),
         precision=case.precision,
         tied=case.tied,
         tuning=case.tuning,
@@ -140,7 +155,7 @@ def zero_engine(case: Case) -> ZeroEngine:
     return ZeroEngine(
         ZeroEngine.Config(stage=case.stage, offload=case.offload, bucket=20_000),  # type: ignore[arg-type]
         model=tiny.language_model(tied=case.tied, tuning=case.tuning),
-        optimizer=tiny.optimizer(case.optimizer, clip=case.clip).build,
+        optimizer=optimizer_of(case).build,
         precision=case.precision,  # type: ignore[arg-type]
     )
 
