@@ -7,6 +7,7 @@ answer's tokens, in nats.
 """
 
 import math
+import zlib
 from collections.abc import Sequence
 from functools import cache
 
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 Values = Sequence[float | None]  # None is an undefined value
 
-# exp of more than this is no float64; a truth ratio is cut there so that it stays a JSON number.
+# exp of more than this is no float64; ratios are cut there so that they stay JSON numbers.
 LARGEST_EXPONENT = 700.0
 
 
@@ -49,35 +50,53 @@ def probability(nll: float) -> float | None:
     return math.exp(-nll) if math.isfinite(nll) else None
 
 
-def answer_share(right_nll: float, wrong_nlls: Sequence[float]) -> float | None:
-    """P(right) / (P(right) + sum of P(wrong)): TOFU's probability where there are choices."""
+def answer_share(
+    right_nll: float, wrong_nlls: Sequence[float], *, added: float = 0.0
+) -> float | None:
+    """P(right) / (P(right) + sum of P(wrong)): TOFU's probability where there are choices.
+
+    `added` stands below the line beside them: 1e-10 in OpenUnlearning, which gives 0 where a
+    collapsed model finds nothing likely.
+    """
     if not wrong_nlls or not _all_finite([right_nll, *wrong_nlls]):
         return None
     # Divided by P(right), so that it holds where all of them are too small for a float.
-    odds = math.fsum(math.exp(min(right_nll - wrong, LARGEST_EXPONENT)) for wrong in wrong_nlls)
-    return 1 / (1 + odds)
+    odds = math.fsum(_exp(right_nll - wrong) for wrong in wrong_nlls)
+    return 1 / (1 + odds + added * _exp(right_nll))
 
 
-def truth_ratio(right_nll: float, wrong_nlls: Sequence[float]) -> float | None:
+def truth_ratio(
+    right_nll: float, wrong_nlls: Sequence[float], *, added: float = 0.0
+) -> float | None:
     """TOFU's R: the geometric mean of P(wrong answer) over P(right answer), at least 0.
 
     The paper prints an arithmetic mean; its released program and OpenUnlearning compute the
-    geometric one.
+    geometric one. `added` stands below the line beside P(right): 1e-10 in OpenUnlearning, which
+    gives 0 where a collapsed model finds nothing likely.
     """
     wrong = mean(wrong_nlls)
     if wrong is None or not math.isfinite(right_nll):
         return None
-    return math.exp(max(-LARGEST_EXPONENT, min(right_nll - wrong, LARGEST_EXPONENT)))
+    return _exp(right_nll - wrong) / (1 + added * _exp(right_nll))
 
 
 def forget_truth_ratio(ratios: Values) -> float | None:
     """Mean of min(R, 1/R), in [0, 1]: 1 where the right answer is no likelier than a wrong one."""
-    return mean([None if ratio is None else min(ratio, 1 / ratio) for ratio in ratios])
+    return mean([None if ratio is None else min(ratio, 1 / max(ratio, 1.0)) for ratio in ratios])
 
 
 def retain_truth_ratio(ratios: Values) -> float | None:
     """Mean of max(0, 1 - R), in [0, 1]: 1 where only the right answer is likely."""
     return mean([None if ratio is None else max(0.0, 1 - ratio) for ratio in ratios])
+
+
+def right_share(ratio: float | None) -> float | None:
+    """P(right) / (P(right) + geometric mean of P(wrong)) = 1 / (1 + R), in [0, 1].
+
+    OpenUnlearning's truth ratio of 2025 (`prob_mean`): higher where more knowledge is left, and
+    another number than the means of min(R, 1/R) and max(0, 1 - R).
+    """
+    return None if ratio is None else 1 / (1 + ratio)
 
 
 def harmonic_mean(terms: Values) -> float | None:
@@ -130,6 +149,33 @@ def mia_score(attack_auc: float | None) -> float | None:
     return None if attack_auc is None else 1 - 2 * abs(attack_auc - 0.5)
 
 
+def min_k(log_probs: Sequence[float], share: float) -> float | None:
+    """Minus the mean of the lowest log-probabilities, `share` of all, one at least; in nats.
+
+    `share` is 0.4 in OpenUnlearning and MUSE, 0.2 in the attack's paper (arXiv:2310.16789).
+    """
+    if not _all_finite(log_probs):  # a NaN has no place in an order
+        return None
+    return mean([-value for value in sorted(log_probs)[: max(1, int(share * len(log_probs)))]])
+
+
+def zlib_ratio(nll: float, text: str) -> float | None:
+    """NLL over the bytes of the compressed text: low where a text is likelier than it is simple."""
+    return nll / len(zlib.compress(text.encode())) if math.isfinite(nll) else None
+
+
+def privacy_leakage(attack_auc: float | None, gold_auc: float | None = 0.5) -> float | None:
+    """MUSE's PrivLeak in percent: 0 like the gold model, below it leaks, above it over-forgot.
+
+    Of two AUCs by the usual convention, 1 where members are much likelier: as OpenUnlearning has
+    it, ((1 - AUC) - (1 - gold)) / (1 - gold). MUSE's own AUCs are 1 minus these, with the same
+    result. 0.5 stands for an unknown gold model. Undefined where the gold model's AUC is 1.
+    """
+    if attack_auc is None or gold_auc is None or gold_auc == 1:
+        return None
+    return 100 * (gold_auc - attack_auc) / (1 - gold_auc)
+
+
 def forget_quality(ratios: Values, gold_ratios: Values) -> float | None:
     """p-value of the two-sided Kolmogorov-Smirnov test between two models' truth ratios.
 
@@ -139,6 +185,11 @@ def forget_quality(ratios: Values, gold_ratios: Values) -> float | None:
     if not _all_finite(ratios) or not _all_finite(gold_ratios):
         return None
     return float(ks_2samp(ratios, gold_ratios).pvalue)
+
+
+def _exp(exponent: float) -> float:
+    """exp, cut where it would be no float or no longer above 0."""
+    return math.exp(max(-LARGEST_EXPONENT, min(exponent, LARGEST_EXPONENT)))
 
 
 def _all_finite(values: Values) -> bool:

@@ -152,6 +152,62 @@ def test_truth_ratios_are_averaged_by_tofus_two_rules():
     assert metrics.retain_truth_ratio([]) is None
 
 
+def test_a_tenth_of_a_billionth_below_the_line_makes_a_collapsed_model_0():
+    # OpenUnlearning: e^-46 / (e^-46 + 1e-10) = 1.0531e-20 / 1.0000e-10; TOFU's own program: 1
+    assert metrics.truth_ratio(46.0, [46.0], added=1e-10) == pytest.approx(1.0531e-10, rel=1e-4)
+    assert metrics.truth_ratio(46.0, [46.0]) == 1.0
+    assert metrics.forget_truth_ratio([metrics.truth_ratio(9e3, [9e3], added=1e-10)]) < 1e-290
+    assert metrics.truth_ratio(1.0, [2.0], added=1e-10) == pytest.approx(math.exp(-1), rel=1e-9)
+    assert metrics.answer_share(46.0, [46.0] * 3, added=1e-10) == pytest.approx(1.0531e-10, 1e-4)
+    assert metrics.answer_share(46.0, [46.0] * 3) == 0.25
+
+
+def test_the_truth_ratio_of_2025_is_the_right_answers_share_against_the_wrong_ones_mean():
+    right, wrong = math.exp(-1), math.exp(-2)  # the mean of NLLs 1, 2, 3
+    ratio = metrics.truth_ratio(1.0, [1.0, 2.0, 3.0])
+    assert metrics.right_share(ratio) == pytest.approx(right / (right + wrong))
+    assert metrics.right_share(None) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.2, 5.0), (0.4, 3.0), (0.6, 2.166667), (0.1, 5.0)]
+)
+def test_the_lowest_log_probabilities_are_a_share_of_all_and_one_at_least(share, expected):
+    found = metrics.min_k([-0.05, -1.0, -5.0, -0.5, -0.1], share)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_lowest_log_probabilities_of_nothing_or_of_nan_are_undefined():
+    assert metrics.min_k([], 0.4) is None
+    assert metrics.min_k([-1.0, -2.0, NAN], 0.4) is None
+
+
+def test_the_zlib_ratio_divides_by_the_bytes_of_the_compressed_text():
+    assert metrics.zlib_ratio(2.2, "aaaaaaaaaa") == pytest.approx(0.2)  # 11 bytes
+    assert metrics.zlib_ratio(2.0, "") == 0.25  # of nothing zlib makes 8
+    assert metrics.zlib_ratio(NAN, "a") is None
+
+
+@pytest.mark.parametrize(
+    ("own", "gold", "leakage"),
+    [(1.0, 0.5, -100.0), (0.0, 0.5, 100.0), (0.75, 0.5, -50.0), (0.43, 0.43, 0.0)],
+)
+def test_the_privacy_leakage_is_muses_by_either_sign_convention(own, gold, leakage):
+    assert metrics.privacy_leakage(own, gold) == pytest.approx(leakage)
+    muse, muse_gold = 1 - own, 1 - gold  # its AUC is of holdout against forget
+    assert metrics.privacy_leakage(own, gold) == pytest.approx((muse / muse_gold - 1) * 100)
+
+
+def test_the_privacy_leakage_of_muses_target_is_the_published_one():
+    # MUSE News: AUC 0.00095, of the retrained model 0.4772
+    assert metrics.privacy_leakage(1 - 0.00095, 1 - 0.4772) == pytest.approx(-99.8, abs=0.01)
+
+
+@pytest.mark.parametrize(("own", "gold"), [(None, 0.5), (0.7, None), (0.7, 1.0)])
+def test_the_privacy_leakage_without_a_gold_model_to_compare_with_is_undefined(own, gold):
+    assert metrics.privacy_leakage(own, gold) is None
+
+
 def test_the_share_of_the_right_answer_is_its_probability_among_all():
     nlls = [-math.log(p) for p in (0.6, 0.2, 0.1, 0.3)]
     assert metrics.answer_share(nlls[0], nlls[1:]) == pytest.approx(0.5)
