@@ -68,12 +68,15 @@ class StepTotals:
 
     rows: int
     weight: float
+    tokens: int
+    """Of the rows that are counted, prompts too."""
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> StepTotals:
         """Totals of a step's rows; a row without any counted token is not counted."""
         weights = [row.weight for row in rows]
-        return cls(rows=sum(w > 0 for w in weights), weight=sum(weights))
+        lengths = [len(row) for row, weight in zip(rows, weights, strict=True) if weight > 0]
+        return cls(rows=len(lengths), weight=sum(weights), tokens=sum(lengths))
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,23 @@ class Rows:
         assert values.shape == self.weights.shape, values.shape
         weighted = values * self.weights
         return weighted.new_zeros(len(self)).index_add(0, self.row_of, weighted)
+
+    def everywhere(self) -> Rows:
+        """The same rows, all positions scored alike: prompts, and what follows a last token, too.
+
+        For losses of logits alone: `targets` means nothing at a row's last position.
+        """
+        tokens, counted = len(self.input_ids), self.row_sum(torch.ones_like(self.weights)) > 0
+        owner = torch.arange(len(self), device=self.input_ids.device)
+        owner = owner.repeat_interleave(self.boundaries.diff(), output_size=tokens)
+        return replace(
+            self,
+            scored=torch.arange(tokens, device=self.input_ids.device),
+            targets=self.input_ids.roll(-1),
+            weights=counted[owner].float(),
+            row_of=owner,
+            totals=replace(self.totals, weight=float(self.totals.tokens)),
+        )
 
 
 def idle(row: Row) -> Row:

@@ -19,6 +19,14 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
     ).sum(-1)
 
 
+def raw_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """[S] the formula of `kl_divergence` on logits as they are: sum of exp(z_ref) (z_ref - z).
+
+    No divergence: linear in z, without a lower bound.
+    """
+    return kl_div(logits, reference_logits, reduction="none", log_target=True).sum(-1)
+
+
 def state_distance(states: Tensor, target: Tensor) -> Tensor:
     """[S] squared distance of hidden states [S, D] to a target [S, D] or [D], divided by D."""
     return (states.float() - target.float()).square().mean(-1)

@@ -23,7 +23,7 @@ from .data import Row, Rows, StepTotals, partition
 from .distributed import is_main, rank, sum_over_ranks, world_size
 from .engine import Engine, Loss, Shift
 from .errors import ConfigError, NonFiniteError
-from .losses import kl_divergence, state_distance
+from .losses import kl_divergence, raw_kl, state_distance
 from .noise import counter_seed
 from .objectives import check_parts, family, objectives_of
 from .optimizers import Optimizer
@@ -61,6 +61,11 @@ class UnlearningTrainer:
         retain_loss: Literal["nll", "kl", "states", "none"] = "nll"
         """nll; kl: KL(reference || model) per token; states: squared distance to the reference's
         hidden states; none: no retain. kl and states keep a frozen reference."""
+        kl_parity: Literal["none", "all_positions", "raw_logits"] = "none"
+        """How released code has kl. all_positions: mean over prompts too (open-unlearning's
+        src/trainer/utils.py); raw_logits: sum of exp(z_ref) (z_ref - z) over all positions, mean
+        over rows, no divergence (muse_bench's baselines/baselines/iterative.py). Both compute
+        logits everywhere."""
         layer: int | None = None
         """The decoder block whose output hidden states are, 1 the first; null: the middle one."""
         reference: Literal["auto", "cached", "frozen"] = "auto"
@@ -120,12 +125,19 @@ class UnlearningTrainer:
         nll, kl: mean over tokens; states: mean over rows of their tokens' mean |h - h_ref|^2 / D.
         """
         if self.config.retain_loss == "kl":
-            logits = self.model.logits(rows)
-            return rows.token_mean(kl_divergence(logits, self.reference.logits(rows)))
+            return self._kl(rows)
         if self.config.retain_loss == "states":
             before = self.reference.hidden_states(rows, self.layer)[rows.scored]
             return self.distance(rows, self.states(rows), before)
         return rows.token_mean(-self.model.token_log_probs(rows))
+
+    def _kl(self, rows: Rows) -> Tensor:
+        parity = self.config.kl_parity
+        read = rows if parity == "none" else rows.everywhere()
+        logits, before = self.model.logits(read), self.reference.logits(read)
+        if parity == "raw_logits":
+            return read.row_mean(read.row_sum(raw_kl(logits, before)))
+        return read.token_mean(kl_divergence(logits, before))
 
     def distance(self, rows: Rows, states: Tensor, target: Tensor) -> Tensor:
         """Share of the mean over rows of their tokens' mean distance of `states` to `target`."""
@@ -149,6 +161,11 @@ class UnlearningTrainer:
         """
         if config.layer is not None:
             layer_of(config, model_config)
+        if config.kl_parity != "none" and config.retain_loss != "kl":
+            raise ConfigError(
+                f"trainer.kl_parity={config.kl_parity} is a way to have the retain loss kl, this "
+                f"run has {config.retain_loss}; type trainer.retain_loss=kl"
+            )
 
     def default_weighting(self) -> Weighting:
         """The weighting published with the method; a weighting in the config wins over it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from torch import Tensor
 
 from framework import Rows, UnlearningTrainer
@@ -10,12 +12,22 @@ from framework import Rows, UnlearningTrainer
 class LogitMargin(UnlearningTrainer):
     """Flatten the logits of each answer token, without a softmax: zero when all are equal.
 
-    open-unlearning masks positions by their own label rather than by the next one: it skips what
-    predicts an answer's first token and takes what follows its last. Here logits exist only where
-    the next token counts, so that this cannot be repeated, and need not be.
+    open-unlearning's src/trainer/unlearn/pdu.py masks positions by their own label rather than by
+    the next one: it skips what predicts an answer's first token and takes what follows its last.
+    That is `mask_parity`; its first version had no mask at all, which is not repeated.
     """
+
+    @dataclass
+    class Config(UnlearningTrainer.Config):
+        """Logit-margin flattening's own setting."""
+
+        mask_parity: bool = False
+        """Whether the logits after each answer token are flattened, not those that predict it."""
+
+    config: Config
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over tokens of (max_v z_v - mean_v z_v)^2."""
-        logits = self.model.logits(rows)
+        read = replace(rows, scored=rows.scored + 1) if self.config.mask_parity else rows
+        logits = self.model.logits(read)
         return rows.token_mean((logits.amax(-1) - logits.mean(-1)) ** 2)

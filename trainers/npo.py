@@ -12,7 +12,14 @@ from framework import ConfigError, Rows, UnlearningTrainer
 
 
 class NPO(UnlearningTrainer):
-    """Push the answer's log-probability below the reference model's, with a bounded loss."""
+    """Push the answer's log-probability below the reference model's, with a bounded loss.
+
+    Two released codes put a mean over one device's micro-batch inside the sigmoid: BLUR's for TOFU
+    that of the rows' log-ratios, Unlearn-Smooth's for WMDP that of the tokens'. All rows then have
+    one weight, and a result depends on ranks and micro-batches, so neither is offered; at the beta
+    of the latter, 0.05 at most, that weight stays near 1, as under `grad_diff`. For MUSE's code,
+    logit by logit, see `npo_muse`.
+    """
 
     reference_kind: ClassVar[Literal["cached"]] = "cached"
 

@@ -20,9 +20,12 @@ class DualCapWarning(UserWarning):
 class PrimalDual(Constrained):
     """Dual ascent: lambda <- clip(lambda + rate (L_r - level), 0, cap) after each step.
 
-    open-unlearning's pdu.py updates lambda once per micro-batch, from one rank's loss, and does not
-    save it; here once per optimizer step, from the loss over all ranks, and it is in checkpoints.
-    Its updates by the epoch read all retain rows once more; here the epoch's steps are the reading.
+    open-unlearning's src/trainer/unlearn/pdu.py updates lambda once per micro-batch, from one
+    rank's loss, and does not save it; here once per optimizer step, from the loss over all ranks,
+    and it is in checkpoints. There is no switch for the former, by which ranks minimize different
+    objectives: to have lambda move as far in a step, set `rate` to that of there times the
+    micro-batches that one rank reads there before it steps. Its updates by the epoch read all
+    retain rows once more; here the epoch's steps are the reading.
     """
 
     @dataclass

@@ -15,19 +15,21 @@ from framework import ConfigError, Rows, UnlearningTrainer
 class UNDIAL(UnlearningTrainer):
     """Distill the model before unlearning with the true token's logit lowered.
 
-    open-unlearning's loss averages over prompt and padding too, where its label -100 lowers the
-    vocabulary's hundredth entry from the end. Packed rows have no padding and logits exist at
-    answer tokens alone, so that this cannot be repeated.
+    open-unlearning's loss (src/trainer/utils.py) averages over prompts and padding too, where its
+    label -100 lowers the vocabulary's hundredth entry from the end: `prompt_parity`, but for the
+    padding, which packed rows have not. It also runs the retain pass where it counts nothing.
     """
 
     reference_kind: ClassVar[Literal["frozen"]] = "frozen"
 
     @dataclass
     class Config(UnlearningTrainer.Config):
-        """UNDIAL's own setting."""
+        """UNDIAL's own settings."""
 
         beta: float = 10.0
         """How far the true token's logit is lowered, >= 0."""
+        prompt_parity: bool = False
+        """Whether prompts are distilled too, as in open-unlearning; computes logits everywhere."""
 
         def __post_init__(self) -> None:
             """Raise ConfigError for a negative beta, which would teach the answer."""
@@ -38,7 +40,22 @@ class UNDIAL(UnlearningTrainer):
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over tokens of the cross-entropy to softmax(z_ref - beta onehot(y))."""
+        if self.config.prompt_parity:
+            return self._with_prompts(rows)
+        return rows.token_mean(self._cross_entropy(rows, rows.targets))
+
+    def _cross_entropy(self, rows: Rows, labels: Tensor) -> Tensor:
+        """[S] to the model before unlearning; a negative label counts from the vocabulary's end."""
+        before = self.reference.logits(rows)
         lowered = torch.full_like(rows.weights, -self.config.beta)[:, None]
-        teacher = self.reference.logits(rows).scatter_add(1, rows.targets[:, None], lowered)
+        teacher = before.scatter_add(1, labels.remainder(before.shape[-1])[:, None], lowered)
         student = log_softmax(self.model.logits(rows), -1)
-        return rows.token_mean(-(softmax(teacher, -1) * student).sum(-1))
+        return -(softmax(teacher, -1) * student).sum(-1)
+
+    def _with_prompts(self, rows: Rows) -> Tensor:
+        every, totals = rows.everywhere(), rows.totals
+        labels = torch.full_like(every.targets, -100)
+        labels[rows.scored] = torch.where(rows.weights > 0, rows.targets, -100)
+        ends = rows.boundaries[1:].long() - 1  # nothing follows: no label, and not in the mean
+        losses = self._cross_entropy(every, labels).index_fill(0, ends, 0)
+        return every.token_mean(losses) * (totals.tokens / max(totals.tokens - totals.rows, 1))

@@ -53,7 +53,7 @@ def test_means_and_sums_by_hand():
     assert rows.row_sum(losses).tolist() == [3, 8, 0]  # 1 + 2; 4 + 8/2; nothing
     assert rows.token_mean(losses).item() == pytest.approx(11 / 3.5)
     assert rows.row_mean(torch.tensor([3.0, 8.0, 100.0])).item() == pytest.approx(5.5)
-    assert rows.totals == StepTotals(rows=2, weight=3.5)
+    assert rows.totals == StepTotals(rows=2, weight=3.5, tokens=7)
 
 
 def test_the_shares_of_micro_batches_add_up_to_the_mean_of_the_step():
@@ -64,6 +64,26 @@ def test_the_shares_of_micro_batches_add_up_to_the_mean_of_the_step():
     assert sum(shares) == pytest.approx(11 / 3.5)
     of_rows = [Rows.pack([row], totals=totals).row_mean(torch.tensor([6.0])).item() for row in step]
     assert of_rows == [3, 3, 0]
+
+
+def test_everywhere_is_every_position_of_every_counted_row():
+    every = Rows.pack([A, SILENT, B]).everywhere()
+    assert every.scored.tolist() == list(range(9))
+    assert every.weights.tolist() == [1, 1, 1, 1, 0, 0, 1, 1, 1]  # B's half token counts as one
+    assert every.row_of.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+    assert every.targets[[0, 1, 2, 6, 7]].tolist() == [6, 7, 8, 10, 11]
+    losses = torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0, 100.0, 5.0, 6.0, 7.0])
+    assert every.token_mean(losses).item() == pytest.approx(4)  # 28 / 7
+    assert every.row_sum(losses).tolist() == [10, 0, 18]
+    assert every.row_mean(every.row_sum(losses)).item() == pytest.approx(14)
+
+
+def test_everywhere_the_shares_of_micro_batches_add_up_too():
+    step = [A, B, SILENT]
+    totals = StepTotals.of(step)
+    batches = [Rows.pack([row], totals=totals).everywhere() for row in step]
+    shares = [batch.token_mean(batch.position_ids.float()).item() for batch in batches]
+    assert shares == pytest.approx([6 / 7, 3 / 7, 0])  # 0 + 1 + 2 + 3, 0 + 1 + 2
 
 
 def test_losses_of_the_wrong_shape_are_our_own_mistake():

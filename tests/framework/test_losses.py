@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from framework.losses import kl_divergence
+from framework.losses import kl_divergence, raw_kl, state_distance
 
 
 def test_kl_by_hand():
@@ -38,3 +38,23 @@ def test_the_gradient_of_kl_is_the_difference_of_probabilities():
     kl_divergence(logits, reference).sum().backward()
     right = logits.detach().softmax(-1) - reference.softmax(-1)
     assert torch.allclose(logits.grad, right, atol=1e-6)
+
+
+def test_raw_kl_takes_logits_for_log_probabilities():
+    # e^(ln 2) (ln 2 - 3) + e^0 (0 - 1) = 2 ln 2 - 7; its gradient is minus exp of the reference
+    logits = torch.tensor([[3.0, 1.0]], requires_grad=True)
+    found = raw_kl(logits, torch.tensor([[math.log(2), 0.0]]))
+    assert found.tolist() == pytest.approx([2 * math.log(2) - 7])
+    found.sum().backward()
+    assert logits.grad.tolist() == [pytest.approx([-2, -1])]
+    certain = torch.tensor([[0.25, 0.75]]).log()
+    open_ = torch.tensor([[0.5, 0.5]]).log()
+    assert raw_kl(certain, open_).item() == pytest.approx(kl_divergence(certain, open_).item())
+
+
+def test_the_distance_of_states_is_per_dimension():
+    states = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]])
+    assert state_distance(states, torch.zeros(4)).tolist() == [7.5, 0]  # (1 + 4 + 9 + 16) / 4
+    assert state_distance(states, states + 3).tolist() == [9, 9]
+    half = state_distance(states.bfloat16(), torch.zeros(4, dtype=torch.bfloat16))
+    assert half.dtype == torch.float32

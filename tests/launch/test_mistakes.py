@@ -35,6 +35,7 @@ COMBINATIONS = {
     ("trainer=grad_ascent", "weighting=blur"): "weighting=BLUR balances two objectives, but this",
     ("trainer=finetune", "perturbation=sam"): "perturbation=SAM perturbs the forget objective, ",
     ("trainer.retain_loss=kl", "trainer.reference=cached"): "the cached reference holds token log-",
+    ("trainer.kl_parity=raw_logits",): "trainer.kl_parity=raw_logits is a way to have the retain ",
     ("trainer=rmu", "trainer.layer=2"): "trainer.layer must be from 1 to 1, the model's decoder ",
     ("trainer.retain_loss=states", "trainer.layer=0", "--dry-run"): "trainer.layer must be from 1",
     ("zero=0", "precision=bf16"): "zero=0 with precision=bf16 would accumulate gradients in bf16;",

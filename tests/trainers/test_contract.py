@@ -373,6 +373,40 @@ def kl(module: torch.nn.Module, reference: torch.nn.Module, rows: Sequence[Row])
     return token_mean((before.exp() * (before - table)).sum(-1), weights)
 
 
+def padded_logits(module: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+    """[B, T, V] logits, of padding too."""
+    ids, mask, _ = padded(rows)
+    logits: torch.Tensor = module(input_ids=ids, attention_mask=mask).logits
+    return logits
+
+
+def kl_of_all_positions(
+    module: torch.nn.Module, reference: torch.nn.Module, rows: Sequence[Row]
+) -> torch.Tensor:
+    with torch.no_grad():
+        before = padded_logits(reference, rows).log_softmax(-1)
+    now = padded_logits(module, rows).log_softmax(-1)
+    return token_mean((before.exp() * (before - now)).sum(-1), padded(rows)[1])
+
+
+def kl_of_raw_logits(
+    module: torch.nn.Module, reference: torch.nn.Module, rows: Sequence[Row]
+) -> torch.Tensor:
+    with torch.no_grad():
+        before = padded_logits(reference, rows)
+    terms = (before.exp() * (before - padded_logits(module, rows))).sum(-1)
+    return (terms * padded(rows)[1]).sum() / len(rows)
+
+
+def npo_muse(
+    module: torch.nn.Module, reference: torch.nn.Module, rows: Sequence[Row]
+) -> torch.Tensor:
+    with torch.no_grad():
+        before = padded_logits(reference, rows)
+    below = before - padded_logits(module, rows)
+    return token_mean((2 / 0.1 * torch.log1p((-0.1 * below).exp())).mean(-1), padded(rows)[1])
+
+
 def npo(module: torch.nn.Module, reference: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
     taken, _, weights = padded_log_probs(module, rows)
     with torch.no_grad():
@@ -413,6 +447,26 @@ def undial(
         _, before, _ = padded_log_probs(reference, rows)
     q = before.exp() * torch.exp(-10.0 * one_hot(padded(rows)[0][:, 1:], table.shape[-1]))
     return token_mean(-(q / q.sum(-1, keepdim=True) * table).sum(-1), weights)
+
+
+def undial_with_prompts(
+    module: torch.nn.Module, reference: torch.nn.Module, rows: Sequence[Row]
+) -> torch.Tensor:
+    ids, mask, weights = padded(rows)
+    labels = torch.where(weights > 0, ids, -100)[:, 1:]
+    with torch.no_grad():
+        before = padded_logits(reference, rows)[:, :-1]
+    lowered = one_hot(labels % before.shape[-1], before.shape[-1])
+    q = (before - 10.0 * lowered).softmax(-1)
+    crossed = -(q * padded_logits(module, rows)[:, :-1].log_softmax(-1)).sum(-1)
+    return token_mean(crossed, mask[:, 1:])
+
+
+def logit_margin_of_answers_own_positions(
+    module: torch.nn.Module, _: Any, rows: Sequence[Row]
+) -> torch.Tensor:
+    logits = padded_logits(module, rows)
+    return token_mean((logits.max(-1).values - logits.mean(-1)) ** 2, padded(rows)[2])
 
 
 def logit_margin(module: torch.nn.Module, _: Any, rows: Sequence[Row]) -> torch.Tensor:
@@ -467,13 +521,25 @@ WRITTEN_OUT: dict[str, dict[str, WrittenOut]] = {  # by method, or method and ov
     "grad_diff": PLAIN,
     "npo": PLAIN | {"forget": npo},
     "npo trainer.retain_loss=kl": {"forget": npo, "retain": kl},
+    "npo trainer.retain_loss=kl trainer.kl_parity=all_positions": {
+        "forget": npo,
+        "retain": kl_of_all_positions,
+    },
+    "npo trainer.retain_loss=kl trainer.kl_parity=raw_logits": {
+        "forget": npo,
+        "retain": kl_of_raw_logits,
+    },
+    "npo_muse": PLAIN | {"forget": npo_muse},
     "npo trainer.retain_loss=states": {"forget": npo, "retain": kept_states},
     "simnpo": PLAIN | {"forget": simnpo},
     "wga": PLAIN | {"forget": wga},
     "satimp": PLAIN | {"forget": satimp},
     "ceu": {"forget": ceu},
     "undial": {"forget": undial},
+    "undial trainer.prompt_parity=true": {"forget": undial_with_prompts},
     "logit_margin": PLAIN | {"forget": logit_margin},
+    "logit_margin trainer.mask_parity=true": PLAIN
+    | {"forget": logit_margin_of_answers_own_positions},
     "max_entropy": PLAIN | {"forget": max_entropy},
     "rmu": {"forget": rmu, "retain": kept_states},
     "uld": {"forget": PLAIN["retain"], "retain": uniform},

@@ -36,3 +36,14 @@ def test_what_predicts_the_first_answer_token_counts_and_what_follows_the_last_d
     trainer = table.trainer(LogitMargin, values(2, 0, 1, 1))
     assert table.loss(trainer, table.row(0, 1)) == pytest.approx(1, rel=1e-6)
     assert table.loss(trainer, table.row(1, 0)) == 0
+
+
+def test_open_unlearnings_mask_takes_what_follows_each_answer_token_in_place_of_what_predicts_it():
+    # after 0 the margin is 1, after 1, 2 and 3 none: 0 1 has none after its answer, 1 0 has 1
+    trainer = table.trainer(LogitMargin, values(2, 0, 1, 1), mask_parity=True)
+    assert table.loss(trainer, table.row(0, 1)) == 0
+    assert table.loss(trainer, table.row(1, 0)) == pytest.approx(1, rel=1e-6)
+    for micro_batches in (1, 2):  # tokens 1, 0 and 2 of the answers: one of three is 0
+        rows = table.row(0, 1, 0), table.row(1, 2)
+        found = table.loss(trainer, *rows, micro_batches=micro_batches)
+        assert found == pytest.approx(1 / 3, rel=1e-6)
