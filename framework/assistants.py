@@ -119,7 +119,7 @@ def _learned(
         model = Tiny(settings).fresh(like.tokenizer, seed=seed)
         model.move(here)
         engine = LocalEngine(
-            LocalEngine.Config(), model=model, optimizer=optimizer.build, precision="fp32"
+            LocalEngine.Config(), model=model, optimizer=optimizer, precision="fp32"
         )
         trainer = kind(kind.Config(compare_every=0), engine=engine, optimizer=optimizer, seed=seed)
         rows = {"forget": forget, "retain": retain}

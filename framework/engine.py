@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .language_model import LanguageModel, trainable_parameters
+from .language_model import LanguageModel, embeddings_and_head, trainable_parameters
+from .matrices import Matrices, Place
 from .noise import standard_normal
+from .optimizers import Optimizer, Trained
 from .vectors import Vector, inner_products
 
 Precision = Literal["fp32", "bf16"]
-OptimizerFactory = Callable[[list[dict[str, object]]], torch.optim.Optimizer]
 Loss = Callable[[], Tensor]
 """A micro-batch's share of the step's loss, a scalar with a graph."""
 
@@ -120,12 +121,15 @@ class Engine(ABC):
         """Free what outlives the object."""
 
 
-def optimizer_groups(parameters: Sequence[Tensor]) -> list[dict[str, object]]:
-    """Torch's parameter groups: matrices, then vectors (biases, norms), which are never decayed."""
-    matrices = [p for p in parameters if len(full_shape(p)) > 1]
-    vectors = [p for p in parameters if len(full_shape(p)) <= 1]
-    groups: list[dict[str, object]] = [{"params": matrices}] if matrices else []
-    return [*groups, {"params": vectors, "weight_decay": 0.0}] if vectors else groups
+def trained(module: nn.Module, tensors: Sequence[Tensor] | None = None) -> list[Trained]:
+    """The trained parameters as an optimizer sees them; it steps `tensors`, or they themselves."""
+    named = trainable_parameters(module)
+    tables = embeddings_and_head(module)
+    stepped = [p for _, p in named] if tensors is None else tensors
+    return [
+        Trained(name, tensor, full_shape(p), name in tables)
+        for (name, p), tensor in zip(named, stepped, strict=True)
+    ]
 
 
 def full_shape(parameter: Tensor) -> tuple[int, ...]:
@@ -163,7 +167,7 @@ class LocalEngine(Engine):
         config: Config,
         *,
         model: LanguageModel,
-        optimizer: OptimizerFactory,
+        optimizer: Optimizer,
         precision: Precision,
     ) -> None:
         """Take over `model`, whose module holds its weights already."""
@@ -178,7 +182,12 @@ class LocalEngine(Engine):
             torch.nn.Parameter(p.detach().float()) if self._has_masters else p
             for p in self._parameters
         ]
-        self.optimizer = optimizer(optimizer_groups(self._masters))
+        parameters = trained(model.module, self._masters)
+        self.optimizer = optimizer.build(optimizer.groups(parameters))
+        self._shaper = optimizer.shaper(parameters)
+        places = [[Place(name, 0, 0, p.numel())] for name, p in self._named]
+        shapes = {} if self._shaper is None else self._shaper.matrices
+        self._matrices = Matrices(places, shapes, device=model.device, together=False)
         self._unshifted: list[Tensor] | None = None
 
     def gradient(self, losses: Sequence[Loss]) -> Vector:
@@ -226,6 +235,8 @@ class LocalEngine(Engine):
     @torch.no_grad()
     def step(self, direction: Vector, learning_rate: float) -> None:
         """See `Engine.step`."""
+        if self._shaper is not None:
+            direction = self._shaper.shaped(direction, self._matrices)
         for master, shard in zip(self._masters, direction.shards, strict=True):
             master.grad = shard.view_as(master)
         for group in self.optimizer.param_groups:
@@ -258,6 +269,7 @@ class LocalEngine(Engine):
             "fingerprint": fingerprint(self.model),
             "weights": weights,
             "optimizer": self.optimizer.state_dict(),
+            "shaper": {} if self._shaper is None else self._shaper.state_dict(),
         }
         torch.save(state, folder / "engine.pt")
 
@@ -276,6 +288,8 @@ class LocalEngine(Engine):
             master.copy_(state["weights"][name])
             p.copy_(master)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._shaper is not None:
+            self._shaper.load_state_dict(state["shaper"])
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Engine.state_dict`."""

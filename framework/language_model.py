@@ -359,6 +359,17 @@ def trainable_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return named
 
 
+def embeddings_and_head(module: nn.Module) -> set[str]:
+    """Names of the embeddings' and the output head's parameters, adapters of theirs included."""
+    head = module.get_output_embeddings()  # type: ignore[operator] # of transformers, or peft
+    places = tuple(
+        name.removesuffix(".base_layer") + "."
+        for name, part in module.named_modules()
+        if part is head or isinstance(part, nn.Embedding)
+    )
+    return {name for name, _ in module.named_parameters() if name.startswith(places)}
+
+
 def _batches_of_prompts(
     order: Sequence[int], lengths: Sequence[int], max_new_tokens: int
 ) -> Iterator[list[int]]:

@@ -1,19 +1,56 @@
 """Optimizers: what turns a direction into a change of the weights, and how far it goes when.
 
-An optimizer part holds the settings; the engine builds torch's optimizer from it over the shards
-it owns. Clipping acts on the direction, after the weighting, by its global norm.
+An optimizer part holds the settings, and says which parameters go together; the engine builds
+torch's optimizer from it over the shards it owns. Clipping acts on the direction, after the
+weighting, by its global norm.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from .errors import ConfigError
+from .matrices import Matrices
+from .vectors import Vector
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter as an optimizer sees it."""
+
+    name: str
+    tensor: Tensor
+    """What torch's optimizer steps: the parameter, its fp32 master, or, under ZeRO-3, nothing."""
+    shape: tuple[int, ...]
+    """The whole parameter's."""
+    table: bool
+    """Whether it is an embedding or the output head, tied or not, or an adapter of one."""
+
+
+class Shaper(ABC):
+    """Changes a direction before it is stepped along, where that takes whole matrices."""
+
+    matrices: Mapping[str, tuple[int, ...]]
+    """The matrices that it changes: shapes by name."""
+
+    @abstractmethod
+    def shaped(self, direction: Vector, matrices: Matrices) -> Vector:
+        """What to step along; `direction` stays as it is. Every rank takes part."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart, this rank's share."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
 
 
 class Optimizer(ABC):
@@ -58,9 +95,26 @@ class Optimizer(ABC):
         self.config = config
         self.peak = config.learning_rate
 
+    def groups(self, parameters: Sequence[Trained]) -> list[dict[str, object]]:
+        """Torch's parameter groups: matrices, then vectors (biases, norms), never decayed."""
+        matrices = [p.tensor for p in parameters if len(p.shape) > 1]
+        vectors = [p.tensor for p in parameters if len(p.shape) <= 1]
+        groups: list[dict[str, object]] = [{"params": matrices}] if matrices else []
+        return [*groups, {"params": vectors, "weight_decay": 0.0}] if vectors else groups
+
     @abstractmethod
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """Torch's optimizer over parameter groups."""
+
+    def shaper(self, parameters: Sequence[Trained]) -> Shaper | None:
+        """What the direction goes through before each step; None: it is taken as it is."""
+        del parameters
+        return None
+
+    def about(self, parameters: Sequence[Trained]) -> str:
+        """What to say once before the first step; empty: nothing."""
+        del parameters
+        return ""
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The rate of step `step` (from 0) of `steps`."""

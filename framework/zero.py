@@ -26,7 +26,7 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import accumulate
@@ -46,17 +46,18 @@ from . import distributed
 from .engine import (
     Engine,
     Loss,
-    OptimizerFactory,
     Precision,
     Shift,
     check_fingerprint,
     fingerprint,
     measure_shift,
-    optimizer_groups,
+    trained,
 )
 from .errors import CheckpointError, ConfigError, WorldSizeError
 from .language_model import LanguageModel, trainable_parameters
+from .matrices import Matrices, Place
 from .noise import standard_normal
+from .optimizers import Optimizer
 from .vectors import Vector
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -113,7 +114,7 @@ class ZeroEngine(Engine):
         config: Config,
         *,
         model: LanguageModel,
-        optimizer: OptimizerFactory,
+        optimizer: Optimizer,
         precision: Precision,
     ) -> None:
         """Hand `model` to DeepSpeed. The process group must be connected."""
@@ -123,17 +124,19 @@ class ZeroEngine(Engine):
         if precision == "bf16":
             model.cast(torch.bfloat16)
         self._names = {p: n for n, p in trainable_parameters(model.module)}
-        groups = optimizer_groups(list(self._names))
+        parameters = trained(model.module)
         with redirect_stdout(io.StringIO()):  # it prints its memory and its compiler's success
             self.deepspeed = deepspeed.initialize(
                 model=model.module,
-                optimizer=optimizer(groups),
+                optimizer=optimizer.build(optimizer.groups(parameters)),
                 config=deepspeed_config(config, precision),
             )[0]
         model.forward = self.deepspeed
         model.partitioned = config.stage == "3"
         self._layout = _layout_of(self.deepspeed)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._shaper = optimizer.shaper(parameters)
+        self._matrices = self._spread({} if self._shaper is None else self._shaper.matrices)
 
     def gradient(self, losses: Sequence[Loss]) -> Vector:
         """See `Engine.gradient`."""
@@ -179,6 +182,8 @@ class ZeroEngine(Engine):
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         with torch.no_grad():
+            if self._shaper is not None:
+                direction = self._shaper.shaped(direction, self._matrices)
             self._layout.put(direction.shards)
         self.deepspeed.set_gradient_accumulation_boundary(True)
         self.deepspeed.step()
@@ -218,6 +223,8 @@ class ZeroEngine(Engine):
                 save_latest=False,
                 exclude_frozen_parameters=True,
             )
+        if self._shaper is not None and (distributed.is_main() or not self._layout.replicated):
+            torch.save(self._shaper.state_dict(), self._shaper_file(folder))
 
     def load(self, folder: Path) -> None:
         """See `Engine.load`."""
@@ -237,6 +244,10 @@ class ZeroEngine(Engine):
                 f"{folder} was written by {state['world_size']} processes, this run has "
                 f"{distributed.world_size()}; start it with the same number"
             )
+        if self._shaper is not None:
+            device = self._layout.masters()[0].device
+            shaping = torch.load(self._shaper_file(folder), map_location=device, weights_only=True)
+            self._shaper.load_state_dict(shaping)
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Engine.state_dict`."""
@@ -266,6 +277,25 @@ class ZeroEngine(Engine):
 
     def _vector(self, shards: list[Tensor]) -> Vector:
         return Vector(shards, replicated=self._layout.replicated)
+
+    def _spread(self, shapes: Mapping[str, tuple[int, ...]]) -> Matrices:
+        """Where matrices lie, by the shapes of those that are asked for."""
+        places = [
+            [Place(self._names[p], start, offset, length) for p, start, offset, length in held]
+            for held in self._layout.pieces()
+        ]
+        return Matrices(
+            places,
+            shapes,
+            device=self.model.device,
+            together=True,
+            replicated=self._layout.replicated,
+        )
+
+    def _shaper_file(self, folder: Path) -> Path:
+        """Beside what DeepSpeed writes, for it knows nothing of this state."""
+        rank = 0 if self._layout.replicated else distributed.rank()
+        return folder / f"direction-{rank:05d}.pt"
 
 
 def check_supported(config: ZeroEngine.Config, precision: Precision) -> None:

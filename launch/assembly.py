@@ -15,14 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 from framework import Benchmark, Example, LanguageModel, Row, UnlearningTrainer, build, distributed
 from framework.config import part_of
 from framework.encoding import TruncationWarning, encode_all
-from framework.engine import Engine
+from framework.engine import Engine, trained
 from framework.errors import ConfigError
 from framework.loading import ModelSource, Pretrained, Tiny
 from framework.objectives import check_parts, objectives_of
+from framework.optimizers import Optimizer
 from framework.parts import Selection
 from framework.reference import CachedReference, FrozenReference, Reference
 from framework.sampler import ForgetRetainSampler
 from framework.selection import Selected, select
+from framework.terminal import say
 from framework.trainer import reference_needed
 from framework.tuning import Tuning
 
@@ -57,7 +59,10 @@ def check(config: DictConfig, benchmark: Benchmark) -> None:
             f"selection={config.selection.name} selects among the tokens to forget, but trainer="
             f"{config.trainer.name} forgets nothing; type selection=none"
         )
-    method.check(settings, build(config.tuning).apply(build(config.model).skeleton()).config)
+    skeleton = build(config.tuning).apply(build(config.model).skeleton())
+    method.check(settings, skeleton.config)
+    optimizer: Optimizer = build(config.optimizer)
+    optimizer.groups(trained(skeleton))
     ranks = distributed.intended_world_size()
     if is_sharded(config):
         from framework.zero import check_supported
@@ -87,9 +92,12 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
     torch.manual_seed(config.seed)  # fresh adapters, the same on every rank and at every start
     model.module = tuning.apply(model.module)
     model.move(distributed.device())
-    optimizer = build(config.optimizer)
+    optimizer: Optimizer = build(config.optimizer)
+    about = optimizer.about(trained(model.module))
+    if about:
+        say(about)
     engine: Engine = build(
-        config.zero, model=model, optimizer=optimizer.build, precision=config.precision
+        config.zero, model=model, optimizer=optimizer, precision=config.precision
     )
     model.check_packing()
     selected = selection(config, rows, model, file=folder / "selection.pt")

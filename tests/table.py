@@ -56,7 +56,7 @@ def trainer(
     engine = LocalEngine(
         LocalEngine.Config(),
         model=language_model(table),
-        optimizer=optimizer.build,
+        optimizer=optimizer,
         precision="fp32",
     )
     config = kind.Config(**settings)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from framework.averaging import WeightAveraging
 from framework.data import Rows, StepTotals, partition
 from framework.encoding import PromptFormat
 from framework.engine import Engine
+from framework.muon import Muon
 from framework.optimizers import SGD, AdamW, Optimizer
 from framework.parts import Perturbation, Weighting
 from framework.reference import CachedReference, FrozenReference
@@ -193,7 +194,7 @@ def point_engine(*values: float, optimizer: Optimizer, precision: str = "fp32") 
     return LocalEngine(
         LocalEngine.Config(),
         model=model,
-        optimizer=optimizer.build,
+        optimizer=optimizer,
         precision=precision,  # type: ignore[arg-type]
     )
 
@@ -233,7 +234,12 @@ def optimizer(
     learning_rate: float | None = None,
     automatic_every: int = 0,
 ) -> Optimizer:
-    """AdamW at 1e-3 or SGD at 0.1 unless told."""
+    """AdamW or Muon at 1e-3 or SGD at 0.1 unless told; Muon is never clipped."""
+    if name == "muon":
+        rate = learning_rate or 1e-3
+        return Muon(
+            Muon.Config(learning_rate=rate, weight_decay=0.1, automatic_every=automatic_every)
+        )
     shared = {"max_gradient_norm": clip, "automatic_every": automatic_every}
     if name == "adamw":
         rate = learning_rate or 1e-3
@@ -327,6 +333,6 @@ def local_engine(
     return LocalEngine(
         LocalEngine.Config(),
         model=language_model(**settings),
-        optimizer=optimizer.build,
+        optimizer=optimizer,
         precision=precision,  # type: ignore[arg-type]
     )

@@ -28,6 +28,7 @@ from framework.checkpoint import Checkpoints
 from framework.engine import Engine
 from framework.errors import CheckpointError, WorldSizeError
 from framework.loop import Loop, train
+from framework.muon import Muon
 from framework.optimizers import AdamW
 from framework.parts import Weighting
 from framework.sampler import ForgetRetainSampler
@@ -51,6 +52,7 @@ class Case:
     tuning: str = "full"
     tied: bool = False
     remembering: bool = False
+    optimizer: str = "adamw"
 
     @property
     def name(self) -> str:
@@ -82,14 +84,15 @@ class State(NamedTuple):
 
 
 def start(case: Case, folder: Path, *, seed: int = 0, weighting: Weighting | None = None) -> Run:
-    """Everything new: NPO x BLUR x SAM under AdamW, dropout on, warm-up and decay.
+    """Everything new: NPO x BLUR x SAM, dropout on, warm-up and decay.
 
     A remembering run has GRU's running mean for BLUR, averages its weights and finds its rate.
     """
     settings = {"tuning": case.tuning, "tied": case.tied, "attention_dropout": 0.2}
     model = tiny.language_model(**settings, seed=seed)
-    optimizer = AdamW(
-        AdamW.Config(
+    kind = {"adamw": AdamW, "muon": Muon}[case.optimizer]
+    optimizer = kind(
+        kind.Config(
             learning_rate=3e-3,
             warmup=0.3,
             schedule="cosine",
@@ -105,14 +108,14 @@ def start(case: Case, folder: Path, *, seed: int = 0, weighting: Weighting | Non
         engine = tiny.LocalEngine(
             tiny.LocalEngine.Config(),
             model=model,
-            optimizer=optimizer.build,
+            optimizer=optimizer,
             precision=case.precision,  # type: ignore[arg-type]
         )
     else:
         engine = ZeroEngine(
             ZeroEngine.Config(stage=case.stage, offload=case.offload, bucket=20_000),  # type: ignore[arg-type]
             model=model,
-            optimizer=optimizer.build,
+            optimizer=optimizer,
             precision=case.precision,  # type: ignore[arg-type]
         )
     trainer = tiny.trainer(

@@ -35,6 +35,7 @@ LOCAL = [
     Case("none", tuning="lora"),
     Case("none", tuning="layers", tied=True),
     Case("none", remembering=True),
+    Case("none", optimizer="muon"),
 ]
 ZERO = [
     *(Case(stage) for stage in "0123"),
@@ -46,6 +47,9 @@ ZERO = [
     Case("3", tuning="layers", tied=True),
     *(Case(stage, remembering=True) for stage in "0123"),
     *(Case(stage, precision="bf16", offload="cpu", remembering=True) for stage in "23"),
+    *(Case(stage, optimizer="muon") for stage in "023"),
+    Case("1", optimizer="muon", precision="bf16"),
+    Case("2", optimizer="muon", offload="cpu"),
 ]
 FULL_DISKS = [(stage, rank) for stage in "023" for rank in (0, 1)]
 

@@ -62,6 +62,12 @@ STATES: list[dict[str, Any]] = [  # later blocks are left out of the forward pas
 ]
 REMEMBERING = {"weighting": "gru", "averaged": True}
 AUTOMATIC = {"method": "finetune", "optimizer": "adamw", "automatic_every": 1}
+MUON: list[tuple[str, dict[str, Any]]] = [
+    *((stage, {"weighting": "blur", "tied": True}) for stage in "0123"),
+    ("2", {"offload": "cpu"}),
+    ("3", {"offload": "cpu", "tuning": "lora", "perturbation": "sam"}),
+    *((stage, {"precision": "bf16"}) for stage in "13"),
+]
 DUALS = {case["weighting"] for case in CONSTRAINED}
 
 
@@ -94,6 +100,7 @@ def cases() -> list[Case]:
         {"stage": stage, "precision": "bf16", "method": "rmu", "tuning": "layers"}
         for stage in "123"
     ]
+    chosen += [{"stage": stage, "optimizer": "muon", **variant} for stage, variant in MUON]
     for stage in "123":
         offloaded = [
             {**EVERYTHING, "clip": 0.5},
@@ -163,7 +170,11 @@ def test_every_case_has_a_name_of_its_own():
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
 def test_three_steps_give_the_weights_of_one_process(session, case):
-    limit = {"sgd": 5e-7, "adamw": 5e-6}[case.optimizer] if case.precision == "fp32" else 1e-6
+    limit = (
+        {"sgd": 5e-7, "adamw": 5e-6, "muon": 5e-7}[case.optimizer]
+        if case.precision == "fp32"
+        else 1e-6
+    )
     assert session[case]["weights"] <= limit
 
 
@@ -219,7 +230,7 @@ def test_bf16_without_sharding_is_refused():
         ZeroEngine(
             ZeroEngine.Config(stage="0"),
             model=tiny.language_model(),
-            optimizer=tiny.optimizer("sgd", clip=None).build,
+            optimizer=tiny.optimizer("sgd", clip=None),
             precision="bf16",
         )
 

@@ -155,7 +155,7 @@ def zero_engine(case: Case) -> ZeroEngine:
     return ZeroEngine(
         ZeroEngine.Config(stage=case.stage, offload=case.offload, bucket=20_000),  # type: ignore[arg-type]
         model=tiny.language_model(tied=case.tied, tuning=case.tuning),
-        optimizer=optimizer_of(case).build,
+        optimizer=optimizer_of(case),
         precision=case.precision,  # type: ignore[arg-type]
     )
 

@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from framework import LocalEngine, Vector
-from framework.engine import optimizer_groups
 from framework.errors import CheckpointError
+from framework.optimizers import Trained
 
 
 def point(*values: float, precision: str = "fp32", rate: float = 1.0) -> LocalEngine:
@@ -145,13 +145,14 @@ def test_in_bf16_updates_too_small_for_the_weights_add_up_in_the_masters():
 
 
 def test_matrices_and_vectors_are_groups_apart():
-    matrix, bias = torch.zeros(2, 2), torch.zeros(2)
-    assert optimizer_groups([matrix, bias]) == [
-        {"params": [matrix]},
-        {"params": [bias], "weight_decay": 0.0},
-    ]
-    assert optimizer_groups([matrix]) == [{"params": [matrix]}]
-    assert optimizer_groups([bias]) == [{"params": [bias], "weight_decay": 0.0}]
+    optimizer = tiny.optimizer("adamw", clip=None)
+    matrix = Trained("m", torch.zeros(2, 2), (2, 2), table=False)
+    bias = Trained("b", torch.zeros(2), (2,), table=False)
+    decayed = {"params": [matrix.tensor]}
+    not_decayed = {"params": [bias.tensor], "weight_decay": 0.0}
+    assert optimizer.groups([matrix, bias]) == [decayed, not_decayed]
+    assert optimizer.groups([matrix]) == [decayed]
+    assert optimizer.groups([bias]) == [not_decayed]
 
 
 # ---- save and load -------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ COMBINATIONS = {
     ("model=pretrained", "model.path=nowhere"): "no model could be loaded from 'nowhere'",
     ("tuning=layers", "tuning.parameters=xyz"): "tuning.parameters='xyz' matches no parameter;",
     ("tuning=layers", "tuning.parameters=("): "tuning.parameters is no regular expression: '('",
+    ("optimizer=muon", "tuning=layers", "tuning.parameters=norm"): "optimizer=muon is for hidden m",
+    ("optimizer=muon", "optimizer.max_gradient_norm=1"): "optimizer=muon takes the direction's or",
     ("tuning=lora", "tuning.rank=0"): "tuning.rank must be >= 1, got 0",
     ("tuning=lora", "tuning.targets=[xyz]"): "tuning.targets=['xyz'] names no linear layer of",
 }
