@@ -27,7 +27,7 @@ from .data import Row, Rows, partition
 from .decoding import Decoding
 from .distributed import all_gather_objects, rank, sum_over_ranks, world_size
 from .encoding import PromptFormat, encode_pairs, encode_prompts
-from .errors import ModelError
+from .errors import ConfigError, ModelError
 from .terminal import progress
 
 GENERATION_TOKENS = 32_768
@@ -112,10 +112,17 @@ class LanguageModel:
     def hidden_states(self, rows: Rows, layer: int) -> Tensor:
         """[T, D] output of decoder block `layer`, 1 the first, before any final norm.
 
-        Later blocks are not computed.
+        Later blocks are not computed. Raises ConfigError where gradients are asked for and there
+        are none, for want of anything trainable up to the block.
         """
         with _up_to(self.module, layer):
             states: Tensor = self._read(rows, logits_to_keep=rows.scored[:1]).hidden_states[0]
+        if torch.is_grad_enabled() and not states.requires_grad:
+            raise ConfigError(
+                f"nothing that is trained comes before the output of decoder block {layer}, so a "
+                "loss of it has no gradient; set a higher trainer.layer, or name earlier blocks in "
+                "tuning.parameters"
+            )
         return states[0]
 
     def _read(self, rows: Rows, **options: Any) -> Any:

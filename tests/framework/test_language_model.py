@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from framework import FrozenReference, LanguageModel, Row, Rows, language_model
 from framework.encoding import PromptFormat, encode_prompt
-from framework.errors import ModelError
+from framework.errors import ConfigError, ModelError
 from framework.language_model import TokenScores
 
 ROWS = tiny.rows(9, name="scored")
@@ -145,6 +145,19 @@ def test_with_adapters_hidden_states_are_those_of_the_model_around_them():
     assert (adapted.hidden_states(batch, 2) - right).abs().max() > 1e-2
     before = FrozenReference(adapted).hidden_states(batch, 2)
     assert (before - right).abs().max() <= 1e-6
+
+
+def test_states_that_training_cannot_change_are_refused_in_one_line():
+    model = tiny.language_model(num_hidden_layers=3)
+    model.module.requires_grad_(False)
+    model.module.model.layers[1].requires_grad_(True)
+    batch = Rows.pack(ROWS)
+    with pytest.raises(ConfigError, match=r"set a higher trainer\.layer, or name") as said:
+        model.hidden_states(batch, 1)
+    assert "\n" not in str(said.value)
+    assert model.hidden_states(batch, 2).requires_grad
+    with torch.no_grad():
+        model.hidden_states(batch, 1)
 
 
 def test_a_reading_that_fails_leaves_the_model_whole():
