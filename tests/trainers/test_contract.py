@@ -339,8 +339,8 @@ def test_under_blur_the_forget_loss_falls_at_the_rate_gamma(method, gamma):
 
 
 def padded(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(ids, attention mask, weights of targets) of rows padded on the right, [B, longest]."""
-    longest = max(len(row) for row in rows)
+    """(ids, attention mask, weights of targets) of rows padded on the right to twice the longest."""
+    longest = 2 * max(len(row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask, weights = torch.zeros_like(ids), torch.zeros(len(rows), longest)
     for b, row in enumerate(rows):

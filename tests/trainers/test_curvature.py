@@ -43,6 +43,20 @@ def test_on_a_quadratic_there_is_nothing_to_regularize():
     assert found == pytest.approx([1, 10], abs=5e-5)
 
 
+def test_what_is_penalized_is_how_far_the_gradient_moves_over_the_radius():
+    # w = (1, 1): g = (1, 10), v = g / sqrt(101), mu |H v| = 0.01 |(1, 100)| / sqrt(101) = 0.09951
+    engine = tiny.point_engine(1.0, 1.0, optimizer=tiny.optimizer("sgd", clip=None))
+    readings = []
+
+    def gradient() -> Vector:
+        readings.append(engine.gradient([lambda: bowl(engine.model.module.weight)]))
+        return readings[-1].clone()
+
+    Curvature(Curvature.Config(radius=0.01)).gradient(gradient, engine.shifted, engine.noise)
+    here, away, *_ = readings
+    assert float((away - here).norm()) == pytest.approx(0.09951, abs=5e-6)
+
+
 def test_the_finite_difference_is_right_to_first_order_in_its_step():
     penalty, radius = 2.0, 0.5
     w = torch.tensor([0.75, -0.5], dtype=torch.float64, requires_grad=True)

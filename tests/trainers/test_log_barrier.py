@@ -53,6 +53,8 @@ def test_logarithm_and_line_meet():
 def test_the_dual_is_of_the_mean_of_all_rows_not_the_mean_of_duals():
     # losses 0.2 and 0.9 on two ranks, level 1, s = 10: 0.1 / 0.45; each on its own: 0.125 and 1
     assert dual(0.55, level=1.0, sharpness=10.0) == pytest.approx(0.2222, abs=5e-5)
+    # losses 0.2 and 1.3: the second alone is above the level; 0.1 / 0.25
+    assert dual(0.75, level=1.0, sharpness=10.0) == pytest.approx(0.4)
 
 
 def test_a_start_above_the_level_has_the_largest_dual():
