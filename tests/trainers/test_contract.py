@@ -33,6 +33,7 @@ Weights = Mapping[str, torch.Tensor]
 Batches = Mapping[str, Sequence[Rows]]
 
 
+@cache
 def part(group: str, choice: str) -> tuple[Any, Any]:
     """The class behind a choice, and its settings; None and None where the part is absent."""
     config = compose("train", [f"{group}={choice}"], configs=CONFIGS, schema=RunSettings)
@@ -76,6 +77,7 @@ STEADY = {  # its default magnifies the rounding of the gradients penalty / step
 }
 
 
+@cache
 def settings(composition: Composition, *overrides: str) -> Any:
     """The composition's resolved config."""
     method, weighting, perturbation = composition
@@ -339,7 +341,7 @@ def test_under_blur_the_forget_loss_falls_at_the_rate_gamma(method, gamma):
 
 
 def padded(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(ids, attention mask, weights of targets) of rows padded on the right to twice the longest."""
+    """(ids, attention mask, weights of targets) of rows padded to twice the longest."""
     longest = 2 * max(len(row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask, weights = torch.zeros_like(ids), torch.zeros(len(rows), longest)
