@@ -35,18 +35,17 @@ FAILED = 1
 
 
 def main(arguments: list[str]) -> None:
-    """Read the file, tell every mistake in it, then do what is asked."""
+    """Read the file and do what is asked; what concerns all runs first tells every mistake."""
     options = _options(arguments)
     sweep = read_sweep(options.file, folder=options.output, extra=options.settings)
-    configs = Configs(sweep)
     if options.report:
         report(sweep)
     elif options.index is not None:
         _run_one(sweep, options.index)
     elif options.local:
-        _run_local(sweep, configs, options)
+        _run_local(sweep, Configs(sweep), options)
     else:
-        _show(sweep, configs)
+        _show(sweep, Configs(sweep))
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -7,11 +7,16 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from launch.settings import CONFIGS
+from launch.sweep_configs import Configs
+from launch.sweep_file import read_sweep
 
 RULE = "select: {forget: [forget/rouge], retain: [retain/rouge]}"
 QUICK = "trainer: finetune, finetune_on: target, max_steps: 2, save_every: 1"  # needs no target
@@ -135,6 +140,14 @@ def test_the_list_says_what_would_be_run_and_what_is_finished(first, sweep, plac
         ["2", "good", "epochs=2", "0", "2", "finished"],
     ]
     assert "3 runs, 7 steps; 2 finished" in ended.err
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_variant_of_the_released_sweeps_can_be_run(file: Path) -> None:
+    sweep = read_sweep(file, folder=None)
+
+    first = [replace(variant, settings=variant.settings[:1]) for variant in sweep.variants]
+    Configs(replace(sweep, variants=tuple(first)))  # raises what is wrong
 
 
 def test_every_mistake_is_told_before_anything_runs(sweep, place: Path) -> None:
