@@ -6,7 +6,12 @@ A packed micro-batch lays its rows end to end without padding:
     positions  [ 0 1 2 3 | 0 1 | 0 1 2 ]          attention never crosses a bar
     scored     the positions whose *next* token counts, S of them: only there are logits computed
 
-Shapes: `B` rows, `T` tokens, `S` scored tokens of one micro-batch.
+A row may bring a second answer to its prompt, `preferred`. The two are one row of a step and travel
+together: all given rows come first, then their preferred answers as rows of their own, in the same
+order. Means are then over the given rows; `Rows.split` takes a number per row apart.
+
+Shapes: `B` rows (`R` with preferred answers: B or 2B), `T` tokens, `S` scored tokens of one
+micro-batch.
 """
 
 from __future__ import annotations
@@ -46,20 +51,35 @@ class Row:
     id: str
     input_ids: tuple[int, ...]
     weights: tuple[float, ...]
+    preferred: Row | None = None
+    """The same prompt with the answer to prefer, for methods that learn one in place of another."""
 
     def __post_init__(self) -> None:
         """Check the invariants that every later indexing relies on."""
         assert len(self.input_ids) == len(self.weights) >= 2, self.id
         assert self.weights[0] == 0, self.id
+        assert self.preferred is None or self.preferred.preferred is None, self.id
 
     def __len__(self) -> int:
         """Tokens, prompt and answer."""
         return len(self.input_ids)
 
     @property
+    def tokens(self) -> int:
+        """Tokens that are read with the row: its own and those of its preferred answer's row."""
+        return len(self) + (0 if self.preferred is None else len(self.preferred))
+
+    @property
     def weight(self) -> float:
         """The token weight of the row: its number of answer tokens unless a selection cut some."""
         return sum(self.weights)
+
+
+def laid_out(rows: Sequence[Row]) -> list[Row]:
+    """The rows as they are read: all given ones, then their preferred answers."""
+    preferred = [row.preferred for row in rows if row.preferred is not None]
+    assert len(preferred) in (0, len(rows)), "some rows have a preferred answer, others none"
+    return [replace(row, preferred=None) for row in rows] + preferred if preferred else list(rows)
 
 
 @dataclass(frozen=True)
@@ -90,7 +110,7 @@ class Rows:
     position_ids: Tensor
     """[T] positions, restarting at 0 in each row."""
     boundaries: Tensor
-    """[B + 1] int32, where rows begin and end."""
+    """[R + 1] int32, where rows begin and end."""
     scored: Tensor
     """[S] positions in the packed sequence whose next token counts."""
     targets: Tensor
@@ -98,8 +118,10 @@ class Rows:
     weights: Tensor
     """[S] fp32, how much each counts."""
     row_of: Tensor
-    """[S] the row, 0 to B - 1, that each belongs to."""
+    """[S] the row, 0 to R - 1, that each belongs to."""
     totals: StepTotals
+    paired: bool = False
+    """Whether the second half of the rows are the preferred answers of the first."""
 
     @classmethod
     def pack(
@@ -111,6 +133,9 @@ class Rows:
     ) -> Rows:
         """Lay `rows` end to end. `totals` defaults to those of these rows alone."""
         assert rows, "a micro-batch holds at least one row"
+        totals = StepTotals.of(rows) if totals is None else totals
+        paired = rows[0].preferred is not None
+        rows = laid_out(rows)
         lengths = [len(row) for row in rows]
         tokens = torch.tensor([t for row in rows for t in row.input_ids])
         weights = torch.tensor([w for row in rows for w in row.weights], dtype=torch.float32)
@@ -131,33 +156,49 @@ class Rows:
             targets=tokens[targets].to(on, non_blocking=True),
             weights=weights[targets].to(on, non_blocking=True),
             row_of=owner[targets].to(on, non_blocking=True),
-            totals=StepTotals.of(rows) if totals is None else totals,
+            totals=totals,
+            paired=paired,
         )
 
     def __len__(self) -> int:
-        """B, the number of rows."""
+        """R, the number of rows that are read: B, and B preferred answers where there are any."""
         return len(self.ids)
+
+    @property
+    def given(self) -> int:
+        """B, the number of rows that were given: those that means are over."""
+        return len(self.ids) // 2 if self.paired else len(self.ids)
+
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers per row [2B] -> (those of the given rows, those of their preferred answers)."""
+        assert self.paired, "rows without preferred answers"
+        assert values.shape == (len(self),), values.shape
+        return values[: self.given], values[self.given :]
 
     def token_mean(self, losses: Tensor) -> Tensor:
         """This micro-batch's share of the step's mean over tokens, `losses` [S] -> scalar.
 
         The weighted sum divided by the token weight of the whole step. Shares of all
-        micro-batches and ranks add up to the mean, however the step was cut.
+        micro-batches and ranks add up to the mean, however the step was cut. Tokens of preferred
+        answers are not counted.
         """
         assert losses.shape == self.weights.shape, losses.shape
-        return (losses * self.weights).sum() / max(self.totals.weight, 1e-30)
+        weighted = losses * self.weights
+        if self.paired:
+            weighted = weighted * (self.row_of < self.given)
+        return weighted.sum() / max(self.totals.weight, 1e-30)
 
     def row_mean(self, losses: Tensor) -> Tensor:
         """This micro-batch's share of the step's mean over rows, `losses` [B] -> scalar.
 
         Rows without any counted token contribute nothing and are not counted.
         """
-        assert losses.shape == (len(self),), losses.shape
-        counted = self.row_sum(torch.ones_like(self.weights)) > 0
+        assert losses.shape == (self.given,), losses.shape
+        counted = self.row_sum(torch.ones_like(self.weights))[: self.given] > 0
         return (losses * counted).sum() / max(self.totals.rows, 1)
 
     def row_sum(self, values: Tensor) -> Tensor:
-        """The weighted sum over each row's scored tokens, `values` [S] -> [B]."""
+        """The weighted sum over each row's scored tokens, `values` [S] -> [R]."""
         assert values.shape == self.weights.shape, values.shape
         weighted = values * self.weights
         return weighted.new_zeros(len(self)).index_add(0, self.row_of, weighted)
@@ -182,7 +223,8 @@ class Rows:
 
 def idle(row: Row) -> Row:
     """The row with every weight 0: what a rank without work reads, so that all ranks keep step."""
-    return replace(row, weights=(0.0,) * len(row))
+    preferred = None if row.preferred is None else idle(row.preferred)
+    return replace(row, weights=(0.0,) * len(row), preferred=preferred)
 
 
 def partition(rows: Sequence[Row], *, tokens: int, world_size: int) -> list[list[list[Row]]]:
@@ -190,19 +232,21 @@ def partition(rows: Sequence[Row], *, tokens: int, world_size: int) -> list[list
 
     Every rank gets the same number of micro-batches (collectives inside the model must match) and
     nearly the same number of tokens (longest row first, into the emptiest micro-batch). A row
-    longer than `tokens` travels alone. A pure function of its arguments.
+    longer than `tokens` travels alone; a row and its preferred answer are never parted. A pure
+    function of its arguments.
     """
     assert rows, "a step without rows"
-    budget = max(tokens, *map(len, rows))
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
-    per_rank = max(1, -(-sum(len(row) for row in rows) // (budget * world_size)))
+    sizes = [row.tokens for row in rows]
+    budget = max(tokens, *sizes)
+    order = sorted(range(len(rows)), key=lambda i: (-sizes[i], i))
+    per_rank = max(1, -(-sum(sizes) // (budget * world_size)))
     while True:
         bins: list[list[int]] = [[] for _ in range(per_rank * world_size)]
         lightest_first = [(0, b) for b in range(len(bins))]
         for i in order:
             load, b = lightest_first[0]
             bins[b].append(i)
-            heapq.heapreplace(lightest_first, (load + len(rows[i]), b))
+            heapq.heapreplace(lightest_first, (load + sizes[i], b))
         loads = {b: load for load, b in lightest_first}
         if max(loads.values()) <= budget:
             break

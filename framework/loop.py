@@ -52,7 +52,7 @@ def train(
             batches = micro_batches(rows, tokens=model.tokens_per_micro_batch, device=model.device)
             trainer.step(batches, learning_rate=trainer.optimizer.learning_rate(step, loop.steps))
             done = trainer.steps_done
-            tokens += sum(len(row) for chosen in rows.values() for row in chosen)
+            tokens += sum(row.tokens for chosen in rows.values() for row in chosen)
             shown = {}
             if _due(done, loop.log_every, loop.steps):
                 metrics = trainer.metrics()

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data import Row, Rows
+from .data import Row, Rows, laid_out
 from .distributed import barrier, broadcast_object, is_main
 from .errors import CheckpointError, ConfigError
 from .language_model import LanguageModel
@@ -39,15 +39,16 @@ class Reference(ABC):
         """[T, D] output of decoder block `layer`, as `LanguageModel.hidden_states` counts them."""
 
     def log_probs(self, rows: Rows) -> Tensor:
-        """[B] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
+        """[R] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
         return rows.row_sum(self.token_log_probs(rows))
 
 
 class CachedReference(Reference):
-    """Token log-probabilities by row id, computed once before training."""
+    """Token log-probabilities by row id, computed once before training; preferred answers' too."""
 
     def __init__(self, rows: Sequence[Row], values: Tensor, device: torch.device) -> None:
         """`values`: one number per token of `rows` laid end to end, at the token it is of."""
+        rows = laid_out(rows)
         starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0).tolist()
         self._starts = {row.id: start for row, start in zip(rows, starts, strict=False)}
         self._values = values.to(device)
@@ -61,6 +62,7 @@ class CachedReference(Reference):
         A resumed run finds the numbers of its first start there, to the bit. Raises
         CheckpointError when `file` is of other rows.
         """
+        rows = laid_out(rows)
         key = _key(rows)
         if file is not None and broadcast_object(file.is_file()):
             stored = torch.load(file, weights_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -108,7 +110,73 @@ def test_an_idle_row_is_read_but_not_counted():
     assert idle(A) == Row("a", A.input_ids, (0.0,) * 4)
 
 
+# ---- preferred answers ---------------------------------------------------------------------------
+
+C = replace(A, preferred=Row("a/preferred", (5, 6, 20), (0.0, 0.0, 1.0)))
+D = replace(B, preferred=Row("b/preferred", (9, 21, 22, 23), (0.0, 1.0, 1.0, 1.0)))
+
+
+def test_preferred_answers_lie_behind_all_given_rows():
+    rows = Rows.pack([C, D])
+    assert rows.ids == ("a", "b", "a/preferred", "b/preferred")
+    assert rows.input_ids.tolist() == [5, 6, 7, 8, 9, 10, 11, 5, 6, 20, 9, 21, 22, 23]
+    assert rows.boundaries.tolist() == [0, 4, 7, 10, 14]
+    assert rows.row_of.tolist() == [0, 0, 1, 1, 2, 3, 3, 3]
+    assert (len(rows), rows.given) == (4, 2)
+
+
+def test_a_number_per_row_is_taken_apart():
+    given, preferred = Rows.pack([C, D]).split(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert given.tolist() == [1, 2]
+    assert preferred.tolist() == [3, 4]
+
+
+def test_means_are_over_the_given_rows_and_their_tokens():
+    plain, pairs = Rows.pack([A, B]), Rows.pack([C, D])
+    assert pairs.totals == plain.totals == StepTotals(rows=2, weight=3.5)
+    losses = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    with_preferred = torch.cat([losses, torch.full((4,), 100.0)])
+    assert pairs.token_mean(with_preferred) == plain.token_mean(losses)
+    assert pairs.row_sum(with_preferred).tolist() == [3, 8, 100, 300]
+    assert pairs.row_mean(torch.tensor([3.0, 8.0])).item() == pytest.approx(5.5)
+
+
+def test_a_pair_whose_given_answer_a_selection_silenced_counts_nothing():
+    silent = replace(C, weights=(0.0,) * 4)
+    rows = Rows.pack([silent, D])
+    assert rows.totals == StepTotals(rows=1, weight=1.5)
+    assert rows.row_mean(torch.tensor([100.0, 8.0])).item() == 8
+    assert rows.token_mean(torch.ones(6)).item() == 1
+
+
+def test_an_idle_pair_is_read_but_not_counted():
+    rows = Rows.pack([idle(C)], totals=StepTotals.of([C, D]))
+    assert rows.input_ids.tolist() == [5, 6, 7, 8, 5, 6, 20]
+    loss = torch.tensor([3.0], requires_grad=True)
+    assert rows.row_mean(loss).item() == rows.token_mean(loss).item() == 0
+
+
+def test_rows_with_and_without_preferred_answers_do_not_mix():
+    with pytest.raises(AssertionError, match="some rows have a preferred answer"):
+        Rows.pack([C, B])
+    with pytest.raises(AssertionError, match="without preferred answers"):
+        Rows.pack([A, B]).split(torch.zeros(2))
+
+
 # ---- partition -----------------------------------------------------------------------------------
+
+
+@given(n=st.integers(1, 12), tokens=st.integers(1, 200), world_size=st.integers(1, 5))
+def test_a_pair_is_never_parted_and_fills_its_micro_batch_as_two(n, tokens, world_size):
+    rows = tiny.pairs(n, name="together")
+    parts = partition(rows, tokens=tokens, world_size=world_size)
+    read = [row for rank in parts for part in rank for row in part]
+    assert all(row.preferred is not None for row in read)
+    assert sorted((r for r in read if r.weight > 0), key=rows.index) == rows
+    budget = max(tokens, *(len(row) + len(row.preferred) for row in rows))
+    for rank in parts:
+        assert all(len(Rows.pack(part).input_ids) <= budget for part in rank)
+
 
 lengths = st.lists(st.integers(2, 60), min_size=1, max_size=40)
 budgets = st.integers(1, 200)
