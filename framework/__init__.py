@@ -11,6 +11,7 @@ from .errors import ConfigError, LetheError
 from .evaluation.benchmark import Benchmark
 from .language_model import LanguageModel
 from .parts import FixedWeights, Perturbation, Selection, Weighting
+from .preferred import Preferred
 from .reference import CachedReference, FrozenReference
 from .tracking import Tracker
 from .trainer import UnlearningTrainer
@@ -30,6 +31,7 @@ __all__ = [
     "LetheError",
     "LocalEngine",
     "Perturbation",
+    "Preferred",
     "Row",
     "Rows",
     "Selection",

@@ -1,4 +1,4 @@
-"""The forward passes of greedy decoding: what is asked of a model, one token after another.
+"""The forward passes of decoding: what is asked of a model, one token after another.
 
 Shapes: `B` rows of the batch, `n` new tokens, `T` tokens so far, `V` vocabulary.
 """
@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 
 class Decoding:
-    """The forward passes of greedy decoding over one batch; keeps its keys and values."""
+    """The forward passes of decoding over one batch; keeps its keys and values."""
 
     def __init__(self, module: PreTrainedModel) -> None:
         """Nothing read yet."""

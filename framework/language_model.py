@@ -1,10 +1,10 @@
-"""A causal language model as unlearning sees it: log-probabilities, hidden states, greedy answers.
+"""A causal language model as unlearning sees it: log-probabilities, hidden states, answers.
 
 Logits are computed at scored positions only, and rows travel packed, without padding
 (`data.Rows`). Evaluation shares its work between the ranks in pieces that do not depend on how
 many ranks there are, so it gives the same numbers on any number of GPUs.
 
-Shapes: `B` rows, `T` tokens, `S` scored tokens, `V` vocabulary, `D` width.
+Shapes: `R` rows, `T` tokens, `S` scored tokens, `V` vocabulary, `D` width.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from .decoding import Decoding
 from .distributed import all_gather_objects, rank, sum_over_ranks, world_size
 from .encoding import PromptFormat, encode_pairs, encode_prompts
 from .errors import ConfigError, ModelError
+from .sampling import Choice, Sampling, drawn_of, likeliest
 from .terminal import progress
 
 GENERATION_TOKENS = 32_768
-"""Tokens, prompt and answer, of one batch of greedy decoding: bounds its key-value cache."""
+"""Tokens, prompt and answer, of one batch of decoding: bounds its key-value cache."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class LanguageModel:
         return -cross_entropy(self.logits(rows), rows.targets, reduction="none")
 
     def log_probs(self, rows: Rows) -> Tensor:
-        """[B] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
+        """[R] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
         return rows.row_sum(self.token_log_probs(rows))
 
     def hidden_states(self, rows: Rows, layer: int) -> Tensor:
@@ -198,17 +199,22 @@ class LanguageModel:
         return _in_order(mine, len(rows))
 
     def generate(
-        self, prompts: Sequence[str], max_new_tokens: int, description: str = "answering"
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        description: str = "answering",
+        *,
+        sampling: Sampling | None = None,
     ) -> list[str]:
-        """Greedy answers to `prompts`, stripped, in their order, on every rank."""
+        """Greedy or drawn answers to `prompts`, stripped, in their order, on every rank."""
         if not prompts:
             return []
+        assert sampling is None or len(sampling.names) == len(prompts), "one name per prompt"
         room = self.positions() - max_new_tokens
         if room < 1:
             raise ModelError(
                 f"an answer of {max_new_tokens} tokens leaves no room for its prompt: the model "
-                f"reads {self.positions()} tokens; lower benchmark.max_new_tokens or raise "
-                "model.max_length"
+                f"reads {self.positions()} tokens; lower max_new_tokens or raise model.max_length"
             )
         ids = encode_prompts(prompts, self.tokenizer, self.prompt_format, room)
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
@@ -216,7 +222,8 @@ class LanguageModel:
         batches = list(_batches_of_prompts(order, [len(x) for x in ids], max_new_tokens))
         with self.evaluating(), self._cached_attention():
             for batch in progress(self._share(batches), description=description):
-                texts = self._greedy([ids[i] for i in batch], max_new_tokens)
+                choose = drawn_of(sampling, batch, max_new_tokens) if sampling else likeliest
+                texts = self._decoded([ids[i] for i in batch], max_new_tokens, choose)
                 mine.update(zip(batch, texts, strict=True))
         return _in_order(mine, len(prompts))
 
@@ -240,10 +247,12 @@ class LanguageModel:
         self.module.set_attn_implementation(implementation)
 
     def decoding(self) -> Decoding:
-        """The forward passes of one batch's greedy answers, from the start."""
+        """The forward passes of one batch's answers, from the start."""
         return Decoding(self.module)
 
-    def _greedy(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+    def _decoded(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, choose: Choice
+    ) -> list[str]:
         """One batch, padded on the left; finished rows leave it once they are a quarter of it."""
         longest = max(len(p) for p in prompts)
         padding = self._padding_id()
@@ -256,7 +265,7 @@ class LanguageModel:
         going = torch.ones_like(rows, dtype=torch.bool)
         decoding = self.decoding()
         for t in range(max_new_tokens):
-            ids = decoding.logits(ids, mask).argmax(-1, keepdim=True)
+            ids = choose(decoding.logits(ids, mask), rows, t)[:, None]
             answers[rows, t] = torch.where(going, ids[:, 0], padding)
             going &= ~torch.isin(ids[:, 0], ends)
             left = int(going.sum())

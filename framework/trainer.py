@@ -46,6 +46,9 @@ class UnlearningTrainer:
     objectives: tuple[str, ...] = ("forget", "retain")
     reference_kind: ClassVar[Literal["cached", "frozen"] | None] = None
     """What `forget_loss` asks of the model before unlearning; null: nothing."""
+    prefers: ClassVar[bool] = False
+    """Whether forget rows come with a preferred answer (`rows.split`); `Config` then has a setting
+    `preferred` of the type `Preferred`."""
     surrogate: ClassVar[bool] = False
     """Whether `forget_loss` holds a part of itself constant (a weight, a target), so that a step
     against its gradient need not lower it."""

@@ -1,9 +1,8 @@
-"""From a resolved config to the objects of a run: rows, model, engine, trainer."""
+"""From a resolved config to the objects of a run: model, engine, rows, trainer."""
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from framework import Benchmark, Example, LanguageModel, Row, UnlearningTrainer, build, distributed
+from framework import Benchmark, LanguageModel, Row, UnlearningTrainer, build, distributed
 from framework.config import part_of
-from framework.encoding import TruncationWarning, encode_all
 from framework.engine import Engine, trained
 from framework.errors import ConfigError
 from framework.loading import ModelSource, Pretrained, Tiny
@@ -30,6 +28,7 @@ from framework.tuning import Tuning
 
 from .outcome import references_of
 from .prepare import prepared
+from .rows import training_rows, training_texts
 from .settings import is_sharded, needs_target
 
 
@@ -76,16 +75,14 @@ def check(config: DictConfig, benchmark: Benchmark) -> None:
 
 
 def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assembly:
-    """Build the run of `config`; its selection and its reference are kept in `folder`."""
+    """Build the run of `config`; made-up answers, selection and reference are kept in `folder`."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     method, settings = part_of(config.trainer)
+    texts = training_texts(config, benchmark, method)
+    sources = retain_sources(config, benchmark)
     source: ModelSource = build(config.model)
     with loading(config):
         model = load_model(config, source, benchmark, dtype=dtype)
-    rows = training_rows(config, benchmark, model, method)
-    sources = retain_sources(config, benchmark)
-    for task, ids in sources.items():
-        rows[f"retain/{task}"] = [row for row in rows["retain"] if row.id in ids]
     needed = reference_needed(method, settings)
     frozen = _frozen(config, source, benchmark, model, dtype) if needed == "frozen" else None
     tuning: Tuning = build(config.tuning)
@@ -100,6 +97,9 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
         config.zero, model=model, optimizer=optimizer, precision=config.precision
     )
     model.check_packing()
+    rows = training_rows(config, texts, model, folder=folder)
+    for task, ids in sources.items():
+        rows[f"retain/{task}"] = [row for row in rows["retain"] if row.id in ids]
     selected = selection(config, rows, model, file=folder / "selection.pt")
     if selected is not None:
         rows["forget"] = selected.rows
@@ -211,34 +211,3 @@ def _frozen(
     twin.module.requires_grad_(False)
     twin.move(distributed.device())
     return twin
-
-
-def training_rows(
-    config: DictConfig,
-    benchmark: Benchmark,
-    model: LanguageModel,
-    method: type[UnlearningTrainer],
-) -> dict[str, list[Row]]:
-    """The forget and retain rows as tokens; says what had to be cut."""
-    if "forget" in method.objectives:
-        if config.finetune_on != "retain":
-            raise ConfigError(
-                f"finetune_on={config.finetune_on} is for trainer=finetune; trainer="
-                f"{config.trainer.name} forgets the forget rows and keeps the retain rows"
-            )
-        splits = benchmark.splits()
-        texts = {"forget": splits["forget"], "retain": splits["retain"]}
-    elif config.finetune_on in ("retain", "forget"):
-        texts = {"forget": [], "retain": benchmark.splits()[config.finetune_on]}
-    else:
-        texts = {"forget": [], "retain": benchmark.training_examples(config.finetune_on)}
-    return {name: _encoded(name, examples, model) for name, examples in texts.items()}
-
-
-def _encoded(name: str, examples: list[Example], model: LanguageModel) -> list[Row]:
-    if not examples:
-        return []
-    rows, cut = encode_all(examples, model.tokenizer, model.prompt_format, model.max_length)
-    if cut.cut_rows and distributed.is_main():
-        warnings.warn(f"{name}: {cut.describe()}", TruncationWarning, stacklevel=2)
-    return rows

@@ -13,6 +13,7 @@ from framework.terminal import table
 from framework.trainer import reference_needed
 from framework.tuning import parameter_counts
 
+from .rows import pairs_of
 from .settings import steps_of
 
 
@@ -65,7 +66,7 @@ def learned_rows(config: DictConfig, benchmark: Benchmark) -> tuple[str, int]:
         if name in splits
         else benchmark.training_examples("gold" if name == "gold" else "target")
     )
-    return name, len(examples)
+    return name, pairs_of(config, examples) if name == "forget" else len(examples)
 
 
 def steps_per_epoch(config: DictConfig, benchmark: Benchmark) -> int:

@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> None:
         distributed.connect()
     make_folder(folder)
     if distributed.is_main() and not (folder / "config.yaml").is_file():
-        for name in ("selection.pt", "reference.pt"):  # left by a start that failed
+        # left by a start that failed
+        for name in ("preferred.json", "selection.pt", "reference.pt"):
             (folder / name).unlink(missing_ok=True)
     distributed.barrier()
     parts = assemble(config, benchmark, folder=folder)

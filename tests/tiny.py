@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -29,6 +30,7 @@ from framework.trainer import micro_batches, reference_needed
 from framework.tuning import Full, Layers, LoRA, Tuning
 from trainers.blur import BLUR
 from trainers.curvature import Curvature
+from trainers.dpo import DPO
 from trainers.finetune import Finetune
 from trainers.grad_ascent import GradAscent, GradDiff
 from trainers.gradient_penalty import GradientPenalty
@@ -107,6 +109,7 @@ METHODS: dict[str, tuple[type[UnlearningTrainer], Mapping[str, object]]] = {
     "npo_kl": (NPO, {"retain_loss": "kl"}),
     "npo_states": (NPO, {"retain_loss": "states"}),
     "rmu": (RMU, {}),
+    "dpo": (DPO, {}),
     "breaks_once": (BreaksOnce, {"on_nonfinite": "skip"}),
     "first_block": (FirstBlock, {}),
     "first_block_every_other_step": (FirstBlockEveryOtherStep, {}),
@@ -211,16 +214,32 @@ def rows(n: int, *, name: str, seed: int = 0) -> list[Row]:
     return made
 
 
+def pairs(n: int, *, name: str, seed: int = 0) -> list[Row]:
+    """Rows as `rows` gives them, each with a preferred answer of 2 to 12 tokens to its prompt."""
+    draw = random.Random(f"preferred {name}:{seed}")
+    made = []
+    for row in rows(n, name=name, seed=seed):
+        prompt = row.weights.index(1.0)
+        answer = (*(draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, 11))), 2)
+        weights = (0.0,) * prompt + (1.0,) * len(answer)
+        other = Row(f"{row.id}/preferred", row.input_ids[:prompt] + answer, weights)
+        made.append(replace(row, preferred=other))
+    return made
+
+
 def packed(rows: Sequence[Row]) -> Rows:
     """One micro-batch that is a whole step."""
     return Rows.pack(rows)
 
 
-def step_rows(steps: int, n: int = 5) -> list[dict[str, list[Row]]]:
-    """Forget and retain rows of each step; every step has other rows, of unequal lengths."""
+def step_rows(steps: int, n: int = 5, *, prefers: bool = False) -> list[dict[str, list[Row]]]:
+    """Forget and retain rows of each step; every step has other rows, of unequal lengths.
+
+    `prefers`: as `UnlearningTrainer.prefers`, the forget rows come with preferred answers.
+    """
     return [
         {
-            "forget": rows(n, name=f"f{s}-"),
+            "forget": (pairs if prefers else rows)(n, name=f"f{s}-"),
             "retain": rows(n, name=f"r{s}-"),
         }
         for s in range(steps)

@@ -12,7 +12,7 @@ Measured on forget and retain, and on holdout (rows that the model never saw) wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..errors import DataError
@@ -61,6 +61,9 @@ class Files(Benchmark):
         prompt_field: str = "prompt"
         """Empty for text without prompts."""
         answer_field: str = "answer"
+        forget_fields: list[str] = field(default_factory=list)
+        """Further columns of the forget rows to keep, such as the answers of
+        `trainer.preferred.field`."""
         max_new_tokens: int = 200
         """Tokens of an answer at most."""
 
@@ -86,6 +89,7 @@ class Files(Benchmark):
                 id_field=config.id_field,
                 prompt_field=config.prompt_field,
                 answer_field=config.answer_field,
+                fields=config.forget_fields if name == "forget" else (),
             )
             for name, (path, split) in given.items()
             if path

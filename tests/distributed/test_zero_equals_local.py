@@ -84,6 +84,7 @@ def cases() -> list[Case]:
             *STATES,
             NAN,
             {"method": "breaks_once"},
+            {"method": "dpo"},
             {**EVERYTHING, "tokens": WHOLE_STEP, "tied": True},
             {"clip": 0.5, "tokens": WHOLE_STEP},
             {**EVERYTHING, "clip": 0.5, "optimizer": "adamw"},

@@ -82,7 +82,7 @@ class Trained(NamedTuple):
 
 def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
     """Three steps of the case on `engine`."""
-    plan = tiny.step_rows(STEPS, ROWS)
+    plan = tiny.step_rows(STEPS, ROWS, prefers=tiny.METHODS[case.method][0].prefers)
     own = case.tuning == "lora"  # then the reference is the trained model, its adapters off
     trainer = tiny.trainer(
         engine,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -36,9 +38,9 @@ def test_the_cache_is_read_at_a_rows_own_tokens_even_when_fewer_count():
     assert (cached.token_log_probs(batch) - right).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("method", ["npo"])
+@pytest.mark.parametrize("method", ["npo", "dpo"])
 def test_training_against_the_cache_is_training_against_the_frozen_model(method):
-    plan, runs = tiny.step_rows(3), []
+    plan, runs = tiny.step_rows(3, prefers=method == "dpo"), []
     for reference in ("cached", "frozen"):
         optimizer = tiny.optimizer("sgd", clip=None)
         engine = tiny.local_engine(optimizer)
@@ -73,7 +75,24 @@ def test_the_cache_cannot_give_logits():
         cached.logits(Rows.pack(ROWS))
 
 
+def test_the_cache_holds_both_answers_of_a_pair():
+    model, pairs = tiny.language_model(), tiny.pairs(4, name="pairs")
+    cached, frozen = CachedReference.build(model, pairs), FrozenReference(model)
+    for part in (pairs, pairs[::-2]):
+        batch = Rows.pack(part)
+        assert len(cached.log_probs(batch)) == 2 * len(part)
+        assert (cached.log_probs(batch) - frozen.log_probs(batch)).abs().max() <= 1e-5
+
+
 # ---- on disk -------------------------------------------------------------------------------------
+
+
+def test_other_preferred_answers_are_other_rows(tmp_path):
+    first, second = tiny.pairs(2, name="pairs"), tiny.pairs(2, name="pairs")
+    second[0] = replace(second[0], preferred=replace(second[1].preferred, id=first[0].preferred.id))
+    CachedReference.build(tiny.language_model(), first, file=tmp_path / "reference.pt")
+    with pytest.raises(CheckpointError, match="holds the reference of other rows"):
+        CachedReference.build(tiny.language_model(), second, file=tmp_path / "reference.pt")
 
 
 def test_a_resumed_run_finds_the_numbers_of_its_first_start(tmp_path):
