@@ -17,6 +17,7 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -61,6 +62,7 @@ class ModelSource:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
+                config=self.shape_at(path, revision),
                 revision=revision,
                 dtype=dtype,
                 attn_implementation="sdpa",
@@ -76,6 +78,14 @@ class ModelSource:
                 f"{missing[0]}: they are of another kind of model, or incomplete"
             )
         return self.wrap(module, tokenizer)
+
+    def shape_at(self, path: str, revision: str | None) -> PretrainedConfig:
+        """The transformers config of the model at `path`."""
+        try:
+            shape: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision)
+        except (OSError, ValueError) as error:
+            raise ModelError(_cannot_load("model", path, error)) from error
+        return shape
 
     def wrap(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
         """`module` as a LanguageModel with this source's settings."""
@@ -106,6 +116,8 @@ class Pretrained(ModelSource):
         path: str = ""
         """A folder, a run, or a name on the hub."""
         revision: str | None = None
+        layers: int | None = None
+        """Only the model's first so many decoder blocks, for a small assistant; null: all."""
 
     config: Config
 
@@ -115,14 +127,27 @@ class Pretrained(ModelSource):
         if not config.path:
             raise ConfigError("model.path is empty; type model.path=<folder or hub name>")
 
+    def shape_at(self, path: str, revision: str | None) -> PretrainedConfig:
+        """See `ModelSource.shape_at`: cut to the first blocks where `layers` says so."""
+        shape = super().shape_at(path, revision)
+        layers = self.config.layers
+        if layers is None:
+            return shape
+        blocks = shape.get_text_config()
+        if not 1 <= layers <= blocks.num_hidden_layers:
+            raise ConfigError(
+                f"model.layers must be from 1 to {blocks.num_hidden_layers}, the decoder blocks of "
+                f"{path}, or null, got {layers}"
+            )
+        blocks.num_hidden_layers = layers
+        kinds: list[str] | None = getattr(blocks, "layer_types", None)  # of each block's attention
+        if kinds is not None:
+            blocks.layer_types = kinds[:layers]
+        return shape
+
     def skeleton(self) -> PreTrainedModel:
         """The model on the meta device: its shape, no weights."""
-        try:
-            settings = AutoConfig.from_pretrained(
-                model_folder(self.config.path), revision=self.config.revision
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(_cannot_load("model", self.config.path, error)) from error
+        settings = self.shape_at(model_folder(self.config.path), self.config.revision)
         with torch.device("meta"):
             module: PreTrainedModel = AutoModelForCausalLM.from_config(settings)
         return module

@@ -16,12 +16,12 @@ from framework.combined import keep_likely
 class ULD(Combination):
     """Take off the logits of an assistant that knows the forget rows and nothing else.
 
-    Only tokens that the model itself finds likely are chosen from: those of at least `filter` times
-    the likeliest one's probability, and always the `filter` likeliest share of the vocabulary, as
-    in the released code (UCSB-NLP-Chang/ULD): a model sure of what it memorized would else have one
-    token left to choose. There the filter excludes tokens from greedy answers only; in
-    teacher-forced scores they keep the model's own logits (`outside: unchanged`). Here one model
-    does both.
+    They are taken off where the model itself finds a token likely: of at least `filter` times the
+    likeliest one's probability, or among the `filter` likeliest share of the vocabulary, which
+    keeps several where the model is sure. The released code (UCSB-NLP-Chang/ULD) leaves the other
+    tokens their own logits in teacher-forced scores, as here, but excludes them from greedy
+    answers. `outside: excluded` does so in both: 1000 nats lie between the tokens then, and numbers
+    from probabilities say little.
     """
 
     others: ClassVar[tuple[str, ...]] = ("assistant",)
@@ -36,9 +36,9 @@ class ULD(Combination):
         """What the assistant's logits count, <= 0; 0 is the model itself."""
         filter: float = 0.01
         """Share of the likeliest token's probability that a token needs, and of the vocabulary
-        that always stays, in [0, 1]; 0: all tokens stay."""
-        outside: Literal["excluded", "unchanged"] = "excluded"
-        """excluded: the other tokens are never chosen; unchanged: they keep their logits."""
+        that always passes, in [0, 1]; 0: all tokens pass."""
+        outside: Literal["unchanged", "excluded"] = "unchanged"
+        """unchanged: the other tokens keep their own logits; excluded: they are never chosen."""
 
         def __post_init__(self) -> None:
             """Raise ConfigError for numbers out of range."""
@@ -50,7 +50,7 @@ class ULD(Combination):
     config: Config
 
     def combine(self, logits: Sequence[Tensor]) -> Tensor:
-        """[S, V] z + weight z_assistant, of the tokens that pass the filter on z."""
+        """[S, V] z + weight z_assistant where a token passes the filter on z."""
         original, assistant = logits
         config = self.config
         mixed = original + config.weight * assistant

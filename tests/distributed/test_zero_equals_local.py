@@ -226,6 +226,15 @@ def test_evaluation_between_steps_gives_the_same_on_every_rank_and_as_one_proces
             assert np.allclose(mine, theirs, rtol=0, atol=1e-5)
 
 
+def test_models_combined_give_the_same_on_every_rank_and_as_one_process(session):
+    found = session.results["combined"]
+    first, second = found["ranks"]
+    assert first == second
+    assert first == found["right"]  # whole batches are dealt out: not even rounding differs
+    scores, texts = first
+    assert len(scores) == len(texts) == len(PAIRS)
+
+
 def test_bf16_without_sharding_is_refused():
     with pytest.raises(ConfigError, match=r"zero=0 with precision=bf16.*use zero=1"):
         ZeroEngine(

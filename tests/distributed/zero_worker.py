@@ -23,6 +23,7 @@ import torch
 
 from framework import LanguageModel, distributed
 from framework.averaging import WeightAveraging
+from framework.combined import CombinedModel
 from framework.data import Rows
 from framework.engine import Engine
 from framework.optimizers import Optimizer
@@ -121,6 +122,16 @@ def answers(model: LanguageModel) -> list[Any]:
     """What the model scores and says, as plain lists."""
     scores = [score.log_probs.tolist() for score in model.scores(PAIRS)]
     return [scores, model.generate(PROMPTS, NEW_TOKENS)]
+
+
+def together() -> dict[str, Any]:
+    """What two models that answer as one score and say: on every rank, and as one process."""
+    members = [tiny.language_model(seed=seed) for seed in (0, 1)]
+    model = CombinedModel(members, lambda logits: logits[0] - logits[1])
+    model.tokens_per_micro_batch = 20  # several batches, dealt out to the ranks
+    ranks = distributed.all_gather_objects(answers(model))
+    with distributed.alone():
+        return {"ranks": ranks, "right": answers(model)}
 
 
 def difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
@@ -255,6 +266,7 @@ def main() -> None:
     gc.freeze()  # each new engine of DeepSpeed's collects garbage, among all that was imported
     distributed.connect()
     try:
+        results["combined"] = together()
         for case in cases:
             print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
             results[case.name] = measure(case)

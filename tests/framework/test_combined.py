@@ -23,7 +23,7 @@ ROWS = tiny.rows(7, name="scored")
 PROMPTS = [" ".join(f"t{(7 * n + 3 * i) % 60 + 3}" for i in range(n)) for n in (1, 9, 4, 14, 2, 7)]
 FORMULAS = {
     "whp": WHP(WHP.Config(path="-", reinforced="-", scale=1.5)),
-    "uld": ULD(ULD.Config(path="-", assistant="-", filter=0.3)),
+    "uld": ULD(ULD.Config(path="-", assistant="-", filter=0.3, outside="excluded")),
     "ucd": UCD(UCD.Config(path="-", small_gold="-", small_target="-")),
 }
 """Of two and of three models, with excluded tokens and without."""

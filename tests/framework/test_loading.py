@@ -198,3 +198,25 @@ def test_fresh_weights_fit_the_tokenizer_of_any_model():
     special = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
     assert special == (0, 1, 2)
     assert model.tokenizer is tokenizer
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_first_blocks_of_a_model_are_a_model(tmp_path: Path, capfd) -> None:
+    whole = tiny.language_model()
+    whole.save(tmp_path / "model", whole.module.state_dict())
+    config = Pretrained.Config(path=str(tmp_path), max_length=64, layers=1)
+    source = Pretrained(config)
+    cut = source.load(str(tmp_path), dtype=torch.float32)
+
+    kept = {n: w for n, w in whole.module.state_dict().items() if "layers.1." not in n}
+    found = cut.module.state_dict()
+    assert found.keys() == kept.keys() == source.skeleton().state_dict().keys()
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    assert capfd.readouterr().err == ""
+    cut.save(tmp_path / "again", found)
+    again = Pretrained(Pretrained.Config(path=str(tmp_path / "again"), max_length=64))
+    assert again.load(str(tmp_path / "again"), dtype=torch.float32).module.config.num_hidden_layers
+    for wrong in (0, 3):
+        config.layers = wrong
+        with pytest.raises(ConfigError, match=rf"model.layers must be from 1 to 2, .* got {wrong}"):
+            source.skeleton()

@@ -76,11 +76,11 @@ def uld(**settings: object) -> ULD:
 def test_uld_takes_the_assistant_off_the_tokens_that_pass_the_filter():
     original = torch.tensor([[0.6, 0.3, 0.09, 0.01]]).log()
     assistant = torch.tensor([[4.0, 1.0, 7.0, 0.0]])
-    found = uld(weight=-0.5, filter=0.4).combine([original, assistant])
+    found = uld(weight=-0.5, filter=0.4, outside="excluded").combine([original, assistant])
     assert found[0, :2].tolist() == pytest.approx([math.log(0.6) - 2, math.log(0.3) - 0.5])
     assert found[0, 2:].tolist() == pytest.approx([math.log(0.3) - 1000.5] * 2)
     assert int(found.argmax()) == 1
-    unchanged = uld(weight=-0.5, filter=0.4, outside="unchanged").combine([original, assistant])
+    unchanged = uld(weight=-0.5, filter=0.4).combine([original, assistant])
     assert torch.equal(unchanged[0, 2:], original[0, 2:])
     assert torch.equal(unchanged[0, :2], found[0, :2])
     everywhere = uld(weight=-0.5, filter=0.0).combine([original, assistant])
@@ -90,7 +90,8 @@ def test_uld_takes_the_assistant_off_the_tokens_that_pass_the_filter():
 def test_uld_of_weight_0_is_the_model_on_the_tokens_it_keeps():
     torch.manual_seed(0)
     original, assistant = torch.randn(2, 5, 21).unbind()
-    found = uld(weight=0.0, filter=0.4).combine([original, assistant])
+    assert torch.equal(uld(weight=0.0).combine([original, assistant]), original)
+    found = uld(weight=0.0, filter=0.4, outside="excluded").combine([original, assistant])
     kept = original.softmax(-1) >= 0.4 * original.softmax(-1).max(-1, keepdim=True).values
     kept |= original >= original.topk(8, dim=-1).values[:, -1:]  # 0.4 of the 21 tokens
     assert torch.equal(found[kept], original[kept])
@@ -105,7 +106,7 @@ def test_a_model_sure_of_its_answer_still_has_other_tokens_to_choose_from():
     original[0, 3], original[0, 4] = 30.0, 2.0
     assistant = torch.zeros(1, 200)
     assistant[0, 3] = 40.0
-    assert int(uld().combine([original, assistant]).argmax()) == 4
+    assert int(uld(outside="excluded").combine([original, assistant]).argmax()) == 4
 
 
 def test_the_assistant_knows_the_forget_rows_and_nothing_of_the_rest():
