@@ -133,7 +133,7 @@ def test_a_number_per_row_is_taken_apart():
 
 def test_means_are_over_the_given_rows_and_their_tokens():
     plain, pairs = Rows.pack([A, B]), Rows.pack([C, D])
-    assert pairs.totals == plain.totals == StepTotals(rows=2, weight=3.5)
+    assert pairs.totals == plain.totals == StepTotals(rows=2, weight=3.5, tokens=7)
     losses = torch.tensor([1.0, 2.0, 4.0, 8.0])
     with_preferred = torch.cat([losses, torch.full((4,), 100.0)])
     assert pairs.token_mean(with_preferred) == plain.token_mean(losses)
@@ -141,10 +141,17 @@ def test_means_are_over_the_given_rows_and_their_tokens():
     assert pairs.row_mean(torch.tensor([3.0, 8.0])).item() == pytest.approx(5.5)
 
 
+def test_everywhere_is_of_the_given_rows_alone_too():
+    every = Rows.pack([C, D]).everywhere()
+    assert every.scored.tolist() == list(range(14))
+    losses = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0] + [100.0] * 7)
+    assert every.token_mean(losses).item() == pytest.approx(4)  # 28 / 7
+
+
 def test_a_pair_whose_given_answer_a_selection_silenced_counts_nothing():
     silent = replace(C, weights=(0.0,) * 4)
     rows = Rows.pack([silent, D])
-    assert rows.totals == StepTotals(rows=1, weight=1.5)
+    assert rows.totals == StepTotals(rows=1, weight=1.5, tokens=3)
     assert rows.row_mean(torch.tensor([100.0, 8.0])).item() == 8
     assert rows.token_mean(torch.ones(6)).item() == 1
 
