@@ -63,8 +63,8 @@ class ULDAssistant(UnlearningTrainer):
     """Learn the forget rows by heart and find every token of the retain rows equally likely.
 
     The result is not an unlearned model but ULD's assistant. The paper trains the target's first
-    eight blocks with LoRA, on paraphrased forget rows and wrong retain answers too; here it is any
-    model of the same tokenizer, on the benchmark's own rows.
+    eight blocks with LoRA (`model.layers=8 tuning=lora`), on paraphrased forget rows and wrong
+    retain answers too; here it is any model of the same tokenizer, on the benchmark's own rows.
     """
 
     @dataclass
