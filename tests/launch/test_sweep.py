@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from framework.config import choices
 from launch.settings import CONFIGS
 from launch.sweep_configs import Configs
 from launch.sweep_file import read_sweep
@@ -148,6 +149,17 @@ def test_every_variant_of_the_released_sweeps_can_be_run(file: Path) -> None:
 
     first = [replace(variant, settings=variant.settings[:1]) for variant in sweep.variants]
     Configs(replace(sweep, variants=tuple(first)))  # raises what is wrong
+
+
+def test_the_study_compares_every_method() -> None:
+    sweep = read_sweep(CONFIGS / "sweep" / "methods_mini.yaml", folder=None)
+    overrides = {text for v in sweep.variants for text in v.settings[0].overrides}
+    groups = ("trainer", "weighting", "perturbation", "selection", "averaging", "optimizer")
+    missing = {f"{g}={c}" for g in groups for c in choices(CONFIGS, g)} - overrides
+    # ULD's trainer makes an assistant and forgets nothing by itself; SGD is for tests
+    assert {name for name in missing if not name.endswith("=none")} == {
+        *("trainer=uld", "optimizer=adamw", "optimizer=sgd"),
+    }
 
 
 def test_every_mistake_is_told_before_anything_runs(sweep, place: Path) -> None:
