@@ -7,6 +7,7 @@ weighting, by its global norm.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -161,6 +162,40 @@ class AdamW(Optimizer):
             weight_decay=self.config.weight_decay,
             fused=True,
         )
+
+
+class AdamW8bit(AdamW):
+    """AdamW with moments of 8 bits each (Dettmers et al., 2022, arXiv:2110.02861): bitsandbytes'.
+
+    A quarter of the moments' memory; every 256 of them in a row share a scale, and tensors of fewer
+    than 4096 elements keep 32 bits. Both depend on how the model is sharded, so ZeRO's weights and
+    plain torch's agree to one or two hundredths of the way they went, not to the last bits.
+    bitsandbytes rather than torchao: its moments are plain tensors, which DeepSpeed's checkpoints
+    and `torch.load(weights_only=True)` take as they are, and it needs no compiler. It runs on CPUs
+    too, in plain torch.
+    """
+
+    def __init__(self, config: AdamW.Config) -> None:
+        """Raise ConfigError where bitsandbytes is not installed."""
+        super().__init__(config)
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                "optimizer=adamw_8bit needs bitsandbytes, which is not installed; type "
+                "pip install -c constraints.txt -e '.[8bit]', or optimizer=adamw"
+            )
+
+    def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+        """See `Optimizer.build`."""
+        import bitsandbytes  # takes seconds
+
+        built: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+            groups,
+            lr=self.peak,
+            betas=self.config.betas,
+            eps=self.config.eps,
+            weight_decay=self.config.weight_decay,
+        )
+        return built
 
 
 class SGD(Optimizer):
