@@ -1,9 +1,8 @@
 """The trainer: losses -> gradients (perturbed where asked) -> weights -> direction -> update.
 
-A method is a subclass that states `forget_loss`, and where it must `retain_loss`; nothing else.
-Both return this micro-batch's share of the step's mean (`rows.token_mean`, `rows.row_mean`), so
-neither accumulation nor the number of ranks changes a result. How gradients are perturbed and
-weighted is decided by parts (`parts.py`), where they live by the engine (`engine.py`).
+A method is a subclass that states `forget_loss`, and where it must `retain_loss` (`method.py`);
+nothing else. How gradients are perturbed and weighted is decided by parts (`parts.py`), where they
+live by the engine (`engine.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +20,12 @@ from .averaging import WeightAveraging
 from .data import Row, Rows, StepTotals, partition
 from .distributed import is_main, rank, sum_over_ranks, world_size
 from .engine import Engine, Loss, Shift
-from .errors import ConfigError, NonFiniteError
-from .losses import kl_divergence, raw_kl, state_distance
+from .errors import NonFiniteError
+from .method import Method
 from .noise import counter_seed
 from .objectives import check_parts, family, objectives_of
 from .optimizers import Optimizer
-from .parts import FixedWeights, Perturbation, Plan, Weighting, Weights
+from .parts import Perturbation, Plan, Weighting, Weights
 from .reference import Reference
 from .step_record import StepRecord
 from .vectors import Gram, Vector, gram
@@ -40,48 +38,12 @@ class RoundingWarning(UserWarning):
     """The parameters' precision leaves little of a perturbation."""
 
 
-class UnlearningTrainer:
+class UnlearningTrainer(Method):
     """One optimizer step after another on a forget and a retain objective."""
-
-    objectives: tuple[str, ...] = ("forget", "retain")
-    reference_kind: ClassVar[Literal["cached", "frozen"] | None] = None
-    """What `forget_loss` asks of the model before unlearning; null: nothing."""
-    prefers: ClassVar[bool] = False
-    """Whether forget rows come with a preferred answer (`rows.split`); `Config` then has a setting
-    `preferred` of the type `Preferred`."""
-    surrogate: ClassVar[bool] = False
-    """Whether `forget_loss` holds a part of itself constant (a weight, a target), so that a step
-    against its gradient need not lower it."""
-
-    @dataclass
-    class Config:
-        """Settings of every method."""
-
-        forget_weight: float = 1.0
-        """Weight of the forget objective under the default weighting."""
-        retain_weight: float = 1.0
-        """Weight of the retain objective under the default weighting."""
-        retain_loss: Literal["nll", "kl", "states", "none"] = "nll"
-        """nll; kl: KL(reference || model) per token; states: squared distance to the reference's
-        hidden states; none: no retain. kl and states keep a frozen reference."""
-        kl_parity: Literal["none", "all_positions", "raw_logits"] = "none"
-        """How released code has kl. all_positions: mean over prompts too (open-unlearning's
-        src/trainer/utils.py); raw_logits: sum of exp(z_ref) (z_ref - z) over all positions, mean
-        over rows, no divergence (muse_bench's baselines/baselines/iterative.py). Both compute
-        logits everywhere."""
-        layer: int | None = None
-        """The decoder block whose output hidden states are, 1 the first; null: the middle one."""
-        reference: Literal["auto", "cached", "frozen"] = "auto"
-        """cached: token log-probabilities; frozen: the whole model; auto: the least that serves."""
-        on_nonfinite: Literal["stop", "skip"] = "stop"
-        """What to do when a gradient is NaN or infinite: stop the run, or skip the step."""
-        compare_every: int = 10
-        """Every so many steps the objectives' gradients are taken apart even where the weighting
-        does not ask for it, so that their norms and their cosine are on record; 0: never."""
 
     def __init__(
         self,
-        config: Config,
+        config: Method.Config,
         *,
         engine: Engine,
         optimizer: Optimizer,
@@ -115,72 +77,6 @@ class UnlearningTrainer:
         self._warned_of_rounding = False
         self._last: StepRecord | None = None
         check_parts(self.objectives, self.weighting, perturbation, optimizer)
-
-    # ---- what a method states --------------------------------------------------------------------
-
-    def forget_loss(self, rows: Rows) -> Tensor:
-        """This micro-batch's share of the forget objective, a scalar to minimise."""
-        raise ConfigError(f"{type(self).__name__} states no forget loss")
-
-    def retain_loss(self, rows: Rows) -> Tensor:
-        """This micro-batch's share of the retain objective.
-
-        nll, kl: mean over tokens; states: mean over rows of their tokens' mean |h - h_ref|^2 / D.
-        """
-        if self.config.retain_loss == "kl":
-            return self._kl(rows)
-        if self.config.retain_loss == "states":
-            before = self.reference.hidden_states(rows, self.layer)[rows.scored]
-            return self.distance(rows, self.states(rows), before)
-        return rows.token_mean(-self.model.token_log_probs(rows))
-
-    def _kl(self, rows: Rows) -> Tensor:
-        parity = self.config.kl_parity
-        read = rows if parity == "none" else rows.everywhere()
-        logits, before = self.model.logits(read), self.reference.logits(read)
-        if parity == "raw_logits":
-            return read.row_mean(read.row_sum(raw_kl(logits, before)))
-        return read.token_mean(kl_divergence(logits, before))
-
-    def distance(self, rows: Rows, states: Tensor, target: Tensor) -> Tensor:
-        """Share of the mean over rows of their tokens' mean distance of `states` to `target`."""
-        tokens = rows.row_sum(torch.ones_like(rows.weights)).clamp_min(1e-9)
-        return rows.row_mean(rows.row_sum(state_distance(states, target)) / tokens)
-
-    def states(self, rows: Rows) -> Tensor:
-        """[S, D] output of decoder block `layer` where the next token counts."""
-        return self.model.hidden_states(rows, self.layer)[rows.scored]
-
-    @property
-    def layer(self) -> int:
-        """The decoder block whose output hidden states are, counted from 1."""
-        return layer_of(self.config, self.model.module.config)
-
-    @classmethod
-    def check(cls, config: Config, model_config: Any) -> None:
-        """Raise ConfigError for settings that do not fit the model, before it is loaded.
-
-        `model_config`: transformers' own.
-        """
-        if config.layer is not None:
-            layer_of(config, model_config)
-        if config.kl_parity != "none" and config.retain_loss != "kl":
-            raise ConfigError(
-                f"trainer.kl_parity={config.kl_parity} is a way to have the retain loss kl, this "
-                f"run has {config.retain_loss}; type trainer.retain_loss=kl"
-            )
-
-    def default_weighting(self) -> Weighting:
-        """The weighting published with the method; a weighting in the config wins over it."""
-        retain = [name for name in self.objectives if family(name) == "retain"]
-        shares = {name: self.config.retain_weight / len(retain) for name in retain}
-        return FixedWeights({"forget": self.config.forget_weight, **shares})
-
-    @property
-    def reference(self) -> Reference:
-        """The model before unlearning."""
-        assert self._reference is not None, "the run was to be built with a reference"
-        return self._reference
 
     def begin(self, plan: Plan) -> None:
         """Learn how long the run is, before its first step and after every restart."""
@@ -422,38 +318,6 @@ def _weighted_sum(gradients: dict[str, Vector], weights: Weights) -> Vector:
     for name in names:
         direction.add_(gradients[name], weights[name])
     return direction
-
-
-def layer_of(config: UnlearningTrainer.Config, model_config: Any) -> int:
-    """The decoder block that `config` names, from 1 to as many as the model has."""
-    blocks: int = model_config.get_text_config().num_hidden_layers
-    layer = max(1, blocks // 2) if config.layer is None else config.layer
-    if not 1 <= layer <= blocks:
-        raise ConfigError(
-            f"trainer.layer must be from 1 to {blocks}, the model's decoder blocks, got {layer}; "
-            f"type trainer.layer={max(1, blocks // 2)}, or null for the middle one"
-        )
-    return layer
-
-
-def reference_needed(
-    kind: type[UnlearningTrainer], config: UnlearningTrainer.Config
-) -> Literal["cached", "frozen"] | None:
-    """Which reference a run must be built with.
-
-    Raises ConfigError when the config asks for one that does not serve the losses.
-    """
-    needed = kind.reference_kind
-    if config.retain_loss not in ("nll", "uniform", "none") and "retain" in kind.objectives:
-        needed = "frozen"
-    if needed == "frozen" and config.reference == "cached":
-        raise ConfigError(
-            "the cached reference holds token log-probabilities only; set trainer.reference=frozen "
-            "to keep the whole model"
-        )
-    if needed is None or config.reference == "auto":
-        return needed
-    return config.reference
 
 
 def micro_batches(

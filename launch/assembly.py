@@ -16,6 +16,7 @@ from framework.config import part_of
 from framework.engine import Engine, trained
 from framework.errors import ConfigError
 from framework.loading import ModelSource, Pretrained, Tiny
+from framework.method import reference_needed
 from framework.objectives import check_parts, objectives_of
 from framework.optimizers import Optimizer
 from framework.parts import Selection
@@ -23,7 +24,6 @@ from framework.reference import CachedReference, FrozenReference, Reference
 from framework.sampler import ForgetRetainSampler
 from framework.selection import Selected, select
 from framework.terminal import say
-from framework.trainer import reference_needed
 from framework.tuning import Tuning
 
 from .outcome import references_of

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from framework import Benchmark, build, distributed
 from framework.config import part_of
 from framework.memory import GIB, model_state_bytes
+from framework.method import reference_needed
 from framework.terminal import table
-from framework.trainer import reference_needed
 from framework.tuning import parameter_counts
 
 from .rows import pairs_of

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from framework import FrozenReference, LanguageModel, LocalEngine, Row, UnlearningTrainer
 from framework.data import Rows, StepTotals
 from framework.encoding import PromptFormat
-from framework.trainer import reference_needed
+from framework.method import reference_needed
 
 
 class Table(PreTrainedModel):

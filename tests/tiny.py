@@ -22,11 +22,12 @@ from framework.averaging import WeightAveraging
 from framework.data import Rows, StepTotals, partition
 from framework.encoding import PromptFormat
 from framework.engine import Engine
+from framework.method import reference_needed
 from framework.muon import Muon
 from framework.optimizers import SGD, AdamW, Optimizer
 from framework.parts import Perturbation, Weighting
 from framework.reference import CachedReference, FrozenReference
-from framework.trainer import micro_batches, reference_needed
+from framework.trainer import micro_batches
 from framework.tuning import Full, Layers, LoRA, Tuning
 from trainers.blur import BLUR
 from trainers.curvature import Curvature

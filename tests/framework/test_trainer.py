@@ -11,8 +11,9 @@ import torch
 
 from framework import ConfigError, FixedWeights, Gram, LocalEngine, Row, Rows, Weighting
 from framework.errors import NonFiniteError
+from framework.method import reference_needed
 from framework.parts import Weights
-from framework.trainer import UnlearningTrainer, micro_batches, reference_needed
+from framework.trainer import UnlearningTrainer, micro_batches
 from trainers.finetune import Finetune
 from trainers.grad_ascent import GradAscent, GradDiff
 from trainers.npo import NPO

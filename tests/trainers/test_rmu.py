@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from framework import CachedReference, ConfigError, FrozenReference
-from framework.trainer import reference_needed
+from framework.method import reference_needed
 from trainers.rmu import RMU, direction
 
 WIDTH = 4

@@ -9,7 +9,7 @@ import table
 import torch
 
 from framework import ConfigError, Row
-from framework.trainer import reference_needed
+from framework.method import reference_needed
 from trainers.undial import UNDIAL
 
 ROW = table.row(1, 0)
