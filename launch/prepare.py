@@ -38,6 +38,8 @@ CODE = (
     "engine",
     "language_model",
     "loading",
+    "losses",
+    "method",
     "optimizers",
     "trainer",
 )
