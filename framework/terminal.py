@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from functools import cache
+from itertools import groupby
 from types import TracebackType
 from typing import TypeVar
 
@@ -231,6 +232,24 @@ def _drawn(
             cells.append(Text(_text(cell) + mark, style="bold green" if chosen else ""))
         drawn.add_row(*cells)
     return drawn
+
+
+def print_marked(title: str, pieces: Sequence[str], marked: Collection[int]) -> None:
+    """Print `title` and a text in pieces on standard output; those `marked` (by index) stand out.
+
+    In color on a terminal; elsewhere in brackets, a space before a piece outside of them.
+    """
+    if not is_main():
+        return
+    console = Console(highlight=False)
+    text = Text()
+    for is_marked, group in groupby(range(len(pieces)), key=lambda i: i in marked):
+        joined = "".join(pieces[i] for i in group)
+        inner = joined.lstrip() if is_marked else joined
+        text.append(joined[: len(joined) - len(inner)])
+        brackets = is_marked and not console.is_terminal
+        text.append(f"[{inner}]" if brackets else inner, style="bold green" if is_marked else "")
+    console.print(Text(title, style="bold"), text, Text(), sep="\n", soft_wrap=True)
 
 
 def _text(cell: Cell) -> str:
