@@ -46,8 +46,8 @@ class ViewSettings(RunSettings):
 def main(arguments: list[str]) -> None:
     """Load, select, show."""
     config, options = parse(arguments, entry="selection", schema=ViewSettings, about=__doc__ or "")
-    check(config)
     benchmark: Benchmark = build(config.benchmark)
+    check(config, benchmark)
     if needs_target(config):
         prepare(config, benchmark)
     source: ModelSource = build(config.model)

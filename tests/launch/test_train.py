@@ -76,7 +76,7 @@ def killed(shell, runs: Path) -> Callable[[str, int], list[str]]:
     return kill
 
 
-@pytest.mark.parametrize("entry", ["train", "eval"])
+@pytest.mark.parametrize("entry", ["train", "eval", "selection"])
 def test_help_lists_every_group_and_its_choices(entry: str, shell) -> None:
     ended = shell.run(entry, "--help")
     words = ended.out.replace(",", " ").split()
