@@ -25,7 +25,9 @@ def test_a_resumed_run_reads_the_tokens_that_were_selected_at_its_start(
     (cut / "run.json").unlink()  # as if it had been cut off after its last checkpoint
     again = shell.train(*RUN, f"output={cut}", "save_every=1", "evaluate=false", "resume=auto").err
 
-    assert re.search(r"^selection: \d+ of \d+ answer tokens \(\d+%\) of \d+ forget", said, re.M)
+    assert re.search(
+        r"^selection: \d+ of \d+ answer tokens \(\d+%\) of \d+ forget", said, re.MULTILINE
+    )
     assert selection_of(cut) == chosen == selection_of(whole)
     assert "resuming" in again
     assert "assistant" not in again
@@ -40,9 +42,9 @@ def test_the_selected_tokens_stand_in_brackets(shell) -> None:
     shown = shell.run("selection", *shell.small(*alone, "rows=3"))
 
     assert shown.code == 0, shown.err
-    titles = re.findall(r"^(\S+): (\d+) of (\d+) tokens$", shown.out, re.M)
+    titles = re.findall(r"^(\S+): (\d+) of (\d+) tokens$", shown.out, re.MULTILINE)
     assert len(titles) == 3
-    answers = re.findall(r"^A: ?(.*)$", shown.out, re.M) or [shown.out]
+    answers = re.findall(r"^A: ?(.*)$", shown.out, re.MULTILINE) or [shown.out]
     assert any("[" in answer for answer in answers)
     assert "[<bos>" not in shown.out
     assert "selection: " in shown.err
@@ -64,7 +66,7 @@ def test_a_run_shows_what_it_was_trained_on(shell, tmp_path: Path) -> None:
 
     assert shown.code == 0, shown.err
     assert "assistant" not in shown.err
-    assert len(re.findall(r"^\S+: \d+ of \d+ tokens$", shown.out, re.M)) == 1
+    assert len(re.findall(r"^\S+: \d+ of \d+ tokens$", shown.out, re.MULTILINE)) == 1
 
 
 def test_mistakes_are_one_line(shell, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What every method promises, alone and with parts: one table, found in configs/.
 
-A new method, weighting or perturbation is tested by the file it has in configs/. Every part is
-tried with EVERY_PART's method, every method alone and with BLUR and SAM together.
+A new method, weighting, perturbation or selection is tested by the file it has in configs/. Every
+part is tried with EVERY_PART's method, every method alone and with BLUR and SAM together; under
+selections see SELECTED.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from framework import ConfigError, UnlearningTrainer, compose
 from framework.config import build as built
 from framework.config import choices, part_of
 from framework.data import Row, Rows, StepTotals
+from framework.selection import select
 from launch.settings import RunSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = choices(CONFIGS, "trainer")
 WEIGHTINGS = choices(CONFIGS, "weighting")
 PERTURBATIONS = choices(CONFIGS, "perturbation")
+SELECTIONS = [choice for choice in choices(CONFIGS, "selection") if choice != "none"]
 
-Composition = tuple[str, str, str]
+Composition = tuple[str, ...]
+"""Trainer, weighting, perturbation and, where there is one, selection."""
 Weights = Mapping[str, torch.Tensor]
 Batches = Mapping[str, Sequence[Rows]]
 
@@ -49,7 +53,7 @@ def objectives(method: str) -> set[str]:
 
 def sensible(composition: Composition) -> bool:
     """Whether there is what the weighting weighs and the perturbation perturbs."""
-    method, weighting, perturbation = composition
+    method, weighting, perturbation, *_ = composition
     weighs, _ = part("weighting", weighting)
     perturbs, _ = part("perturbation", perturbation)
     own = objectives(method)
@@ -68,8 +72,16 @@ def tried(composition: Composition) -> bool:
     return sensible(composition) and (few or method == EVERY_PART)
 
 
-TRIED = [composition for composition in ALL if tried(composition)]
+SELECTED: list[Composition] = [
+    *((EVERY_PART, "none", "none", selection) for selection in SELECTIONS),
+    (EVERY_PART, "blur", "sam", "su"),
+]
+TRIED = [*(composition for composition in ALL if tried(composition)), *SELECTED]
+COUNTED = [(m, "none", "none", "su_ngram") for m in METHODS if "forget" in objectives(m)]
 every_composition = pytest.mark.parametrize("composition", TRIED, ids="-".join)
+every_method_selected = pytest.mark.parametrize(
+    "composition", [*TRIED, *(c for c in COUNTED if c not in TRIED)], ids="-".join
+)
 
 
 STEADY = {  # its default magnifies the rounding of the gradients penalty / step = 1000 times
@@ -77,10 +89,35 @@ STEADY = {  # its default magnifies the rounding of the gradients penalty / step
 }
 
 
+NARROW = ["selection.left=0", "selection.right=0"]  # answers are short
+QUICK = {
+    "su": [f"selection.assistants.{x}" for x in ("steps=3", "hidden_size=8", "layers=1")],
+}
+
+
+@cache
+def selected(selection: str, steps: int, n: int) -> list[dict[str, list[Row]]]:
+    """`tiny.step_rows(steps, n)`, the selection applied to the forget rows of all steps."""
+    plan = tiny.step_rows(steps, n)
+    chosen = [f"selection={selection}", *NARROW, *QUICK.get(selection, ())]
+    section = compose("train", chosen, configs=CONFIGS, schema=RunSettings).selection
+    forget, retain = ([row for step in plan for row in step[x]] for x in ("forget", "retain"))
+    rows = select(built(section), forget, retain, tiny.language_model(), seed=0).rows
+    share = sum(row.weight for row in rows) / sum(row.weight for row in forget)
+    assert 0.1 < share < 0.9, share
+    left = iter(rows)
+    return [{**step, "forget": [next(left) for _ in step["forget"]]} for step in plan]
+
+
+def rows_of(composition: Composition, steps: int, n: int = 5) -> list[dict[str, list[Row]]]:
+    """`tiny.step_rows(steps, n)` under the composition's selection."""
+    return selected(composition[3], steps, n) if len(composition) > 3 else tiny.step_rows(steps, n)
+
+
 @cache
 def settings(composition: Composition, *overrides: str) -> Any:
     """The composition's resolved config."""
-    method, weighting, perturbation = composition
+    method, weighting, perturbation, *_ = composition
     groups = [f"trainer={method}", f"weighting={weighting}", f"perturbation={perturbation}"]
     chosen = [*groups, *STEADY.get(perturbation, ()), *overrides]
     return compose("train", chosen, configs=CONFIGS, schema=RunSettings)
@@ -165,7 +202,7 @@ def pieces(size: int) -> Callable[[Sequence[Row]], list[Rows]]:
 # ---- every method, with every part ---------------------------------------------------------------
 
 
-@every_composition
+@every_method_selected
 def test_it_is_built_from_its_configs_alone(composition):
     config = settings(composition)
     trainer = build(composition, plan_of(composition, 1))
@@ -184,7 +221,7 @@ def target() -> Weights:
     return trainer.engine.state_dict()
 
 
-@every_composition
+@every_method_selected
 def test_its_losses_fall(composition):
     plan = plan_of(composition, 1, n=8) * 6
     weighs, _ = part("weighting", composition[1])
