@@ -41,17 +41,19 @@ def select(
 ) -> Selected:
     """Weigh the tokens of `forget` as `selection` says, or as it said when `file` was written.
 
-    Raises ConfigError when it leaves no token at all, and CheckpointError when `file` is of other
-    rows, another seed or other `settings`, which name the selection.
+    Of a pair the answer to forget is weighed; the preferred one stays as it is. Raises ConfigError
+    when no token at all is left, and CheckpointError when `file` is of other rows, another seed or
+    other `settings`, which name the selection.
     """
-    key = _key(forget, retain, f"{seed} {settings}")
+    given = [replace(row, preferred=None) for row in forget]
+    key = _key(given, retain, f"{seed} {settings}")
     if file is not None and broadcast_object(file.is_file()):
         flat_weights, flat_scores = _stored(file, key)
-        weights, scores = _by_row(flat_weights, forget), _by_row(flat_scores, forget)
+        weights, scores = _by_row(flat_weights, given), _by_row(flat_scores, given)
     else:
-        scores = broadcast_object(selection.scores(forget, retain, model, seed=seed))
+        scores = broadcast_object(selection.scores(given, retain, model, seed=seed))
         weights = [
-            _weights(selection, row, own, model) for row, own in zip(forget, scores, strict=True)
+            _weights(selection, row, own, model) for row, own in zip(given, scores, strict=True)
         ]
     rows = [replace(row, weights=tuple(w)) for row, w in zip(forget, weights, strict=True)]
     _report(forget, rows)

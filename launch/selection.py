@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -21,9 +22,10 @@ from framework.errors import ConfigError
 from framework.loading import ModelSource
 from framework.terminal import print_marked, table
 
-from .assembly import check, load_model, selection, training_rows
+from .assembly import check, load_model, selection
 from .entry import run_entry
 from .prepare import prepare
+from .rows import training_rows, training_texts
 from .settings import RunSettings, needs_target, parse
 
 
@@ -54,12 +56,12 @@ def main(arguments: list[str]) -> None:
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model = load_model(config, source, benchmark, dtype=dtype)
     model.move(distributed.device())
-    method, _ = part_of(config.trainer)
-    rows = training_rows(config, benchmark, model, method)
-    kept = Path(config.output) / "selection.pt"
-    found = selection(
-        config, rows, model, file=kept if options.config is not None and kept.is_file() else None
-    )
+    texts = training_texts(config, benchmark, part_of(config.trainer)[0])
+    with TemporaryDirectory() as nowhere:
+        folder = Path(nowhere if options.config is None else config.output)
+        rows = training_rows(config, texts, model, folder=folder)
+        kept = folder / "selection.pt"
+        found = selection(config, rows, model, file=kept if kept.is_file() else None)
     if found is None:
         raise ConfigError("selection=none selects every token; type selection=su, or another")
     total, shown = len(found.rows), min(config.rows, len(found.rows))

@@ -73,6 +73,14 @@ def test_the_weights_multiply_the_rows_own():
         assert row.weights[0] == 0
 
 
+def test_of_a_pair_the_answer_to_forget_is_weighed_and_the_preferred_one_stays():
+    pairs = tiny.step_rows(1, prefers=True)[0]["forget"]
+    found = select(Scored(), pairs, RETAIN, tiny.language_model(), seed=0)
+    for row, own, scores in zip(found.rows, pairs, found.scores, strict=True):
+        assert row.preferred == own.preferred
+        assert row.weights == tuple(w * (s / 7) for w, s in zip(own.weights, scores, strict=True))
+
+
 def test_what_is_left_is_said(capsys):
     applied(NotTheFirst())
     counted = sum(row.weight for row in FORGET)

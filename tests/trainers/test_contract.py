@@ -92,13 +92,14 @@ STEADY = {  # its default magnifies the rounding of the gradients penalty / step
 NARROW = ["selection.left=0", "selection.right=0"]  # answers are short
 QUICK = {
     "su": [f"selection.assistants.{x}" for x in ("steps=3", "hidden_size=8", "layers=1")],
+    "su_ngram": ["selection.n=1"],  # of random tokens hardly any pair occurs twice
 }
 
 
 @cache
-def selected(selection: str, steps: int, n: int) -> list[dict[str, list[Row]]]:
-    """`tiny.step_rows(steps, n)`, the selection applied to the forget rows of all steps."""
-    plan = tiny.step_rows(steps, n)
+def selected(selection: str, steps: int, n: int, *, prefers: bool) -> list[dict[str, list[Row]]]:
+    """`tiny.step_rows(...)`, the selection applied to the forget rows of all steps."""
+    plan = tiny.step_rows(steps, n, prefers=prefers)
     chosen = [f"selection={selection}", *NARROW, *QUICK.get(selection, ())]
     section = compose("train", chosen, configs=CONFIGS, schema=RunSettings).selection
     forget, retain = ([row for step in plan for row in step[x]] for x in ("forget", "retain"))
@@ -107,11 +108,6 @@ def selected(selection: str, steps: int, n: int) -> list[dict[str, list[Row]]]:
     assert 0.1 < share < 0.9, share
     left = iter(rows)
     return [{**step, "forget": [next(left) for _ in step["forget"]]} for step in plan]
-
-
-def rows_of(composition: Composition, steps: int, n: int = 5) -> list[dict[str, list[Row]]]:
-    """`tiny.step_rows(steps, n)` under the composition's selection."""
-    return selected(composition[3], steps, n) if len(composition) > 3 else tiny.step_rows(steps, n)
 
 
 @cache
@@ -124,8 +120,11 @@ def settings(composition: Composition, *overrides: str) -> Any:
 
 
 def plan_of(composition: Composition, steps: int, n: int = 5) -> list[dict[str, list[Row]]]:
-    """The rows of so many steps, in pairs where the method asks for them."""
-    return tiny.step_rows(steps, n, prefers=part("trainer", composition[0])[0].prefers)
+    """The rows of so many steps, in pairs where the method asks, the selection applied if any."""
+    prefers = part("trainer", composition[0])[0].prefers
+    if len(composition) > 3:
+        return selected(composition[3], steps, n, prefers=prefers)
+    return tiny.step_rows(steps, n, prefers=prefers)
 
 
 def build(
