@@ -28,19 +28,21 @@ def model_state_bytes(
     bf16: bool,
     vectors: int,
     frozen_copies: int,
+    optimizer: float = 8.0,
 ) -> dict[str, float]:
-    """Bytes per rank of model states under AdamW, activations apart: {"device", "host"}.
+    """Bytes per rank of model states, activations apart: {"device", "host"}.
 
     `stage`: none (plain torch), 0, 1, 2 or 3. `vectors`: sharded fp32 vectors held at a time beside
     the gradient: one per further objective, and three while the model is shifted (the shift, where
-    it leads, what it became). `frozen_copies`: whole models beside the trained one.
+    it leads, what it became). `frozen_copies`: whole models beside the trained one. `optimizer`:
+    bytes of the optimizer's own state per trained parameter; AdamW's two moments unless told.
     """
     level = 0 if stage == "none" else int(stage)
     sharded = ranks if level >= 1 else 1
     width = 2 if bf16 else 4
     weights = parameters * width / (ranks if level == 3 else 1)
     masters = 4 * trainable / sharded if bf16 or level >= 1 else 0.0
-    moments = 8 * trainable / sharded
+    moments = optimizer * trainable / sharded
     # stage 1 reduces whole gradients, kept in fp32 beside the backward pass's own in bf16
     gradient = trainable * (6 if bf16 and level == 1 else 4) / (ranks if level >= 2 else 1)
     held = 4 * trainable * vectors / sharded

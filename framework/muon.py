@@ -112,19 +112,27 @@ class Muon(Optimizer):
             self.config, {p.name: p.shape for p in parameters if is_hidden_matrix(p)}
         )
 
+    def state_bytes(self, parameters: Sequence[Trained]) -> float:
+        """See `Optimizer.state_bytes`: a momentum for the matrices, two moments for the rest."""
+        return 8.0 - 4.0 * share(parameters)
+
     def about(self, parameters: Sequence[Trained]) -> str:
         """See `Optimizer.about`."""
-        sizes = [(math.prod(p.shape), is_hidden_matrix(p)) for p in parameters]
-        every, hidden = sum(n for n, _ in sizes), sum(n for n, inside in sizes if inside)
         return (
-            f"Muon takes {sum(inside for _, inside in sizes)} hidden matrices, {hidden / every:.0%}"
-            " of the trained weights; AdamW takes the rest"
+            f"Muon takes {sum(map(is_hidden_matrix, parameters))} hidden matrices, "
+            f"{share(parameters):.0%} of the trained weights; AdamW takes the rest"
         )
 
 
 def is_hidden_matrix(parameter: Trained) -> bool:
     """Whether Muon takes it: a matrix that is neither an embedding nor the output head."""
     return len(parameter.shape) == 2 and not parameter.table
+
+
+def share(parameters: Sequence[Trained]) -> float:
+    """Of the parameters' elements, those in hidden matrices."""
+    sizes = [(math.prod(p.shape), is_hidden_matrix(p)) for p in parameters]
+    return sum(n for n, hidden in sizes if hidden) / sum(n for n, _ in sizes)
 
 
 class _Steps(torch.optim.AdamW):

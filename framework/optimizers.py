@@ -107,6 +107,10 @@ class Optimizer(ABC):
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """Torch's optimizer over parameter groups."""
 
+    @abstractmethod
+    def state_bytes(self, parameters: Sequence[Trained]) -> float:
+        """Bytes of its own state per trained parameter, the mean over all of them."""
+
     def shaper(self, parameters: Sequence[Trained]) -> Shaper | None:
         """What the direction goes through before each step; None: it is taken as it is."""
         del parameters
@@ -163,6 +167,11 @@ class AdamW(Optimizer):
             fused=True,
         )
 
+    def state_bytes(self, parameters: Sequence[Trained]) -> float:
+        """See `Optimizer.state_bytes`: two fp32 moments."""
+        del parameters
+        return 8.0
+
 
 class AdamW8bit(AdamW):
     """AdamW with moments of 8 bits each (Dettmers et al., 2022, arXiv:2110.02861): bitsandbytes'.
@@ -197,6 +206,11 @@ class AdamW8bit(AdamW):
         )
         return built
 
+    def state_bytes(self, parameters: Sequence[Trained]) -> float:
+        """See `Optimizer.state_bytes`: two moments of a byte, and two fp32 scales for 256."""
+        del parameters
+        return 2 + 8 / 256
+
 
 class SGD(Optimizer):
     """Plain gradient descent with optional momentum: for tests and theory."""
@@ -223,3 +237,8 @@ class SGD(Optimizer):
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
         )
+
+    def state_bytes(self, parameters: Sequence[Trained]) -> float:
+        """See `Optimizer.state_bytes`."""
+        del parameters
+        return 4.0 if self.config.momentum else 0.0

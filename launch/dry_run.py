@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from framework import Benchmark, build, distributed
 from framework.config import part_of
+from framework.engine import trained
 from framework.memory import GIB, model_state_bytes
 from framework.method import reference_needed
 from framework.terminal import table
@@ -40,6 +41,7 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
         vectors=(len(method.objectives) - 1 if apart or settings.compare_every else 0)
         + (3 if config.perturbation["class"] is not None else 0),
         frozen_copies=int(needed == "frozen" and config.tuning.name != "lora"),
+        optimizer=build(config.optimizer).state_bytes(trained(module)),
     )
     rows: list[list[str | float | None]] = [
         ["parameters", f"{parameters:,}"],
@@ -53,7 +55,7 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
         ["host memory per rank, model states", f"{states['host'] / GIB:.2f} GiB"],
         ["run folder", str(Path(config.output))],
     ]
-    table("dry run (AdamW; activations and logits come on top)", ["what", "value"], rows)
+    table("dry run (activations and logits come on top)", ["what", "value"], rows)
 
 
 def learned_rows(config: DictConfig, benchmark: Benchmark) -> tuple[str, int]:

@@ -57,6 +57,13 @@ def test_what_a_vector_a_frozen_model_and_offload_add():
     }
 
 
+def test_an_optimizer_of_two_bytes_saves_six_of_each_parameter():
+    plain, small = (
+        model_state_bytes(**{**RUN, "stage": "2", "optimizer": n})["device"] for n in (8.0, 2.0)
+    )
+    assert plain - small == pytest.approx(6 / 8 * BILLION)
+
+
 def test_lora_costs_the_weights_and_little_else():
     lora = model_state_bytes(**{**RUN, "stage": "2", "trainable": BILLION // 100})
     assert lora["device"] == pytest.approx((2 + 16 / 8 / 100) * BILLION)
