@@ -50,7 +50,7 @@ REFUSALS = (
 
 
 class RepeatedAnswerWarning(UserWarning):
-    """The model makes up nothing but the true answer."""
+    """The model makes up too few answers that differ from the true one."""
 
 
 @dataclass
@@ -150,7 +150,8 @@ def made_up_answers(
             "trainer.preferred.prompt"
         )
     answers |= {example.id: [refusal(example, seed)] for example in bare}
-    _report(len(examples) * chosen.count - len(drawn), bare)
+    asked = len(examples) * chosen.count
+    _report(asked - len(drawn), asked, bare)
     if file is not None:
         if is_main():
             _write(file, {"key": key, "answers": answers})
@@ -214,15 +215,14 @@ def _of_field(example: Example, name: str) -> list[str]:
     return list(texts)
 
 
-def _report(missing: int, bare: Sequence[Example]) -> None:
+def _report(missing: int, asked: int, bare: Sequence[Example]) -> None:
     if not missing or not is_main():
         return
-    named = ", ".join(repr(example.id) for example in bare[:3])
-    refused = f"; {len(bare)} rows have none and are paired with refusals ({named}" if bare else ""
-    refused += ", ...)" if len(bare) > 3 else ")" if bare else ""
+    named = ", ".join(repr(example.id) for example in bare[:3]) + ", ..." * (len(bare) > 3)
+    refused = f"; rows without any are paired with a refusal ({len(bare)}: {named})" if bare else ""
     warnings.warn(
-        f"{missing} of the answers that were to be made up are the true one again{refused}; raise "
-        "trainer.preferred.temperature, or change trainer.preferred.prompt",
+        f"{missing} of {asked} made-up answers were empty or the true one in every draw{refused}; "
+        "raise trainer.preferred.temperature, or change trainer.preferred.prompt",
         RepeatedAnswerWarning,
         stacklevel=4,
     )

@@ -28,7 +28,7 @@ from framework.tuning import Tuning
 
 from .outcome import references_of
 from .prepare import prepared
-from .rows import training_rows, training_texts
+from .rows import known_pairs, training_rows, training_texts
 from .settings import is_sharded, needs_target
 
 
@@ -72,6 +72,8 @@ def check(config: DictConfig, benchmark: Benchmark) -> None:
             f"zero=none is for one process, this run has {ranks}; type zero=2 (or 1, 3)"
         )
     references_of(config)
+    if method.prefers:
+        known_pairs(config, benchmark.splits()["forget"])
 
 
 def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assembly:

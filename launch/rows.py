@@ -22,7 +22,7 @@ Texts = Mapping[str, Sequence[Example]]
 def training_texts(
     config: DictConfig, benchmark: Benchmark, method: type[UnlearningTrainer]
 ) -> Texts:
-    """The examples that the run forgets and retains; refuses what no model is needed to refuse."""
+    """The examples that the run forgets and retains."""
     if "forget" in method.objectives:
         if config.finetune_on != "retain":
             raise ConfigError(
@@ -30,7 +30,6 @@ def training_texts(
                 f"{config.trainer.name} forgets the forget rows and keeps the retain rows"
             )
         splits = benchmark.splits()
-        known_pairs(config, splits["forget"])
         return {"forget": splits["forget"], "retain": splits["retain"]}
     if config.finetune_on in ("retain", "forget"):
         return {"forget": [], "retain": benchmark.splits()[config.finetune_on]}

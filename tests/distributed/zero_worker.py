@@ -28,6 +28,7 @@ from framework.data import Rows
 from framework.engine import Engine
 from framework.optimizers import Optimizer
 from framework.parts import Plan
+from framework.sampling import Sampling
 from framework.vectors import Vector
 from framework.zero import PRIVATE, ZeroEngine
 
@@ -121,7 +122,9 @@ def optimizer_of(case: Case) -> Optimizer:
 def answers(model: LanguageModel) -> list[Any]:
     """What the model scores and says, as plain lists."""
     scores = [score.log_probs.tolist() for score in model.scores(PAIRS)]
-    return [scores, model.generate(PROMPTS, NEW_TOKENS)]
+    drawn = Sampling(temperature=1.0, seed=0, names=tuple(PROMPTS))
+    greedy = model.generate(PROMPTS, NEW_TOKENS)
+    return [scores, greedy + model.generate(PROMPTS, NEW_TOKENS, sampling=drawn)]
 
 
 def together() -> dict[str, Any]:

@@ -39,6 +39,13 @@ COMBINATIONS = {
     ("trainer=rmu", "trainer.layer=2"): "trainer.layer must be from 1 to 1, the model's decoder ",
     ("trainer.retain_loss=states", "trainer.layer=0", "--dry-run"): "trainer.layer must be from 1",
     ("zero=0", "precision=bf16"): "zero=0 with precision=bf16 would accumulate gradients in bf16;",
+    ("trainer=dpo", "trainer.beta=0"): "trainer.beta must be > 0, got 0",
+    ("trainer=dpo", "trainer.preferred.source=field", "trainer.preferred.field=refusal"): (
+        "forget row 'author0005qa0' has no field 'refusal' (its fields: paraphrased_answer, "
+    ),
+    ("trainer=altpo", "trainer.preferred.temperature=0"): (
+        "trainer.preferred.temperature must be > 0, got 0"
+    ),
     ("weighting=none", "weighting.gamma=1"): "weighting=none has no setting 'gamma'; choose a ",
     ("benchmark=lume",): "LUME needs the folder of its released files, but none is set: clone ",
     ("benchmark=lume", "benchmark.path=nowhere"): "LUME needs the folder of its released files, ",
