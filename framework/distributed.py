@@ -6,7 +6,7 @@ Everything works without a process group (one process, rank 0), so that nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -139,6 +139,12 @@ def all_gather_objects(mine: T) -> list[T]:
     everyone: list[T] = [mine] * world_size()
     dist.all_gather_object(everyone, mine)
     return everyone
+
+
+def gather_in_order(mine: Mapping[int, T], n: int) -> list[T]:
+    """The objects 0 to n - 1, of which each process brings some by number, on every process."""
+    together = {i: found for part in all_gather_objects(mine) for i, found in part.items()}
+    return [together[i] for i in range(n)]
 
 
 def broadcast_object(mine: T) -> T:

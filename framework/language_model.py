@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import attention
 from .data import Row, Rows, partition
 from .decoding import Decoding
-from .distributed import all_gather_objects, rank, sum_over_ranks, world_size
+from .distributed import gather_in_order, rank, sum_over_ranks, world_size
 from .encoding import PromptFormat, encode_pairs, encode_prompts
 from .errors import ConfigError, ModelError
 from .sampling import Choice, Sampling, drawn_of, likeliest
@@ -196,7 +196,7 @@ class LanguageModel:
                 for i, name in enumerate(batch.ids):
                     own = values[:, owner == i]
                     mine[int(name)] = TokenScores(own[0], own[1] > 0)
-        return _in_order(mine, len(rows))
+        return gather_in_order(mine, len(rows))
 
     def generate(
         self,
@@ -225,7 +225,7 @@ class LanguageModel:
                 choose = drawn_of(sampling, batch, max_new_tokens) if sampling else likeliest
                 texts = self._decoded([ids[i] for i in batch], max_new_tokens, choose)
                 mine.update(zip(batch, texts, strict=True))
-        return _in_order(mine, len(prompts))
+        return gather_in_order(mine, len(prompts))
 
     def _share(self, pieces: list[Any]) -> list[Any]:
         """This rank's pieces. With partitioned weights every rank must run equally many."""
@@ -397,11 +397,3 @@ def _batches_of_prompts(
             batch = []
         batch.append(i)
     yield batch
-
-
-def _in_order(mine: dict[int, Any], n: int) -> list[Any]:
-    """All ranks' results as one list, on every rank."""
-    together: dict[int, Any] = {}
-    for part in all_gather_objects(mine):
-        together.update(part)
-    return [together[i] for i in range(n)]
