@@ -17,7 +17,9 @@ class DPO(UnlearningTrainer):
     TOFU and open-unlearning (IdkDPO) draw another refusal every time a row is read; here a row
     keeps its own, so that the model before unlearning is read once. With answers that the model
     makes up itself it is AltPO (arXiv:2409.13474): `trainer=altpo`. Choose it over NPO where the
-    model shall answer with something sensible and not merely with anything else.
+    model shall answer with something sensible and not merely with anything else. A model to which
+    refusals were very unlikely satisfies the loss by raising them alone, while the answer stays
+    where it was: then beta must be smaller.
     """
 
     reference_kind: ClassVar[Literal["cached"]] = "cached"
