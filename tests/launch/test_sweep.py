@@ -154,12 +154,10 @@ def test_every_variant_of_the_released_sweeps_can_be_run(file: Path) -> None:
 def test_the_study_compares_every_method() -> None:
     sweep = read_sweep(CONFIGS / "sweep" / "methods_mini.yaml", folder=None)
     overrides = {text for v in sweep.variants for text in v.settings[0].overrides}
-    groups = ("trainer", "weighting", "perturbation", "selection", "averaging", "optimizer")
+    groups = ("trainer", "weighting", "perturbation", "selection", "averaging")
     missing = {f"{g}={c}" for g in groups for c in choices(CONFIGS, g)} - overrides
-    # ULD's trainer makes an assistant and forgets nothing by itself; SGD is for tests
-    assert {name for name in missing if not name.endswith("=none")} == {
-        *("trainer=uld", "optimizer=adamw", "optimizer=sgd"),
-    }
+    # ULD's trainer makes an assistant and forgets nothing by itself
+    assert {name for name in missing if not name.endswith("=none")} == {"trainer=uld"}
 
 
 def test_every_mistake_is_told_before_anything_runs(sweep, place: Path) -> None:
