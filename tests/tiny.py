@@ -178,8 +178,13 @@ def module(*, seed: int = 0, tied: bool = False, **settings: object) -> LlamaFor
 
 def language_model(*, tuning: str = "full", **settings: object) -> LanguageModel:
     """The tiny module with its tokenizer, the parameters that `tuning` names trainable."""
+    return wrapped(TUNINGS[tuning].apply(module(**settings)))
+
+
+def wrapped(module: PreTrainedModel) -> LanguageModel:
+    """A module of this vocabulary with the tokenizer."""
     return LanguageModel(
-        TUNINGS[tuning].apply(module(**settings)),
+        module,
         tokenizer(),
         prompt_format=PromptFormat(),
         max_length=64,

@@ -1,166 +1,52 @@
 """What every method promises, alone and with parts: one table, found in configs/.
 
-A new method, weighting, perturbation or selection is tested by the file it has in configs/. Every
-part is tried with EVERY_PART's method, every method alone and with BLUR and SAM together; under
-selections see SELECTED.
+A new method or part is tested by the file it has in configs/. Which compositions are tried, and how
+they are built, is in `compositions.py`.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from compositions import (
+    ALL,
+    CONFIGS,
+    EACH,
+    EVERY_PART,
+    METHODS,
+    NOT_INSTALLED,
+    PRODUCT,
+    SELECTED,
+    Composition,
+    Weights,
+    build,
+    objectives,
+    part,
+    plan_of,
+    sensible,
+    settings,
+)
 from torch.nn.functional import one_hot
 
-from framework import ConfigError, UnlearningTrainer, compose
-from framework.config import build as built
-from framework.config import choices, part_of
+from framework import ConfigError
+from framework.checkpoint import Checkpoints
+from framework.config import choices
 from framework.data import Row, Rows, StepTotals
-from framework.selection import select
-from launch.settings import RunSettings
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-METHODS = choices(CONFIGS, "trainer")
-WEIGHTINGS = choices(CONFIGS, "weighting")
-PERTURBATIONS = choices(CONFIGS, "perturbation")
-SELECTIONS = [choice for choice in choices(CONFIGS, "selection") if choice != "none"]
-
-Composition = tuple[str, ...]
-"""Trainer, weighting, perturbation and, where there is one, selection."""
-Weights = Mapping[str, torch.Tensor]
 Batches = Mapping[str, Sequence[Rows]]
 
-
-@cache
-def part(group: str, choice: str) -> tuple[Any, Any]:
-    """The class behind a choice, and its settings; None and None where the part is absent."""
-    config = compose("train", [f"{group}={choice}"], configs=CONFIGS, schema=RunSettings)
-    found: tuple[Any, Any] = part_of(config[group])
-    return found
-
-
-def objectives(method: str) -> set[str]:
-    """What the method minimizes, as its config has it."""
-    kind, chosen = part("trainer", method)
-    return set(kind.objectives) - ({"retain"} if chosen.retain_loss == "none" else set())
-
-
-def sensible(composition: Composition) -> bool:
-    """Whether there is what the weighting weighs and the perturbation perturbs."""
-    method, weighting, perturbation, *_ = composition
-    weighs, _ = part("weighting", weighting)
-    perturbs, _ = part("perturbation", perturbation)
-    own = objectives(method)
-    balances = weighs and (weighs.needs_gram or weighs.needs_losses)
-    return not (balances and len(own) < 2) and not (perturbs and not own & set(perturbs.objectives))
-
-
-ALL: list[Composition] = [(m, w, p) for m in METHODS for w in WEIGHTINGS for p in PERTURBATIONS]
-EVERY_PART = "npo"
-
-
-def tried(composition: Composition) -> bool:
-    """Whether the composition is tested: not all are, for time."""
-    method, *parts = composition
-    few = len(objectives(method)) < 2 or parts in (["none", "none"], ["blur", "sam"])
-    return sensible(composition) and (few or method == EVERY_PART)
-
-
-SELECTED: list[Composition] = [
-    *((EVERY_PART, "none", "none", selection) for selection in SELECTIONS),
-    (EVERY_PART, "blur", "sam", "su"),
-]
-TRIED = [*(composition for composition in ALL if tried(composition)), *SELECTED]
-COUNTED = [(m, "none", "none", "su_ngram") for m in METHODS if "forget" in objectives(m)]
-every_composition = pytest.mark.parametrize("composition", TRIED, ids="-".join)
+in_full = pytest.mark.parametrize("composition", PRODUCT, ids="-".join)
+every_composition = pytest.mark.parametrize("composition", EACH, ids="-".join)
 every_method_selected = pytest.mark.parametrize(
-    "composition", [*TRIED, *(c for c in COUNTED if c not in TRIED)], ids="-".join
+    "composition", [*EACH, *(c for c in SELECTED if c not in EACH)], ids="-".join
 )
-
-
-STEADY = {  # its default magnifies the rounding of the gradients penalty / step = 1000 times
-    "curvature": [f"perturbation.{x}" for x in ("penalty=0.03", "radius=0.3", "step=0.3")],
-}
-
-
-NARROW = ["selection.left=0", "selection.right=0"]  # answers are short
-QUICK = {
-    "su": [f"selection.assistants.{x}" for x in ("steps=3", "hidden_size=8", "layers=1")],
-    "su_ngram": ["selection.n=1"],  # of random tokens hardly any pair occurs twice
-}
-
-
-@cache
-def selected(selection: str, steps: int, n: int, *, prefers: bool) -> list[dict[str, list[Row]]]:
-    """`tiny.step_rows(...)`, the selection applied to the forget rows of all steps."""
-    plan = tiny.step_rows(steps, n, prefers=prefers)
-    chosen = [f"selection={selection}", *NARROW, *QUICK.get(selection, ())]
-    section = compose("train", chosen, configs=CONFIGS, schema=RunSettings).selection
-    forget, retain = ([row for step in plan for row in step[x]] for x in ("forget", "retain"))
-    rows = select(built(section), forget, retain, tiny.language_model(), seed=0).rows
-    share = sum(row.weight for row in rows) / sum(row.weight for row in forget)
-    assert 0.1 < share < 0.9, share
-    left = iter(rows)
-    return [{**step, "forget": [next(left) for _ in step["forget"]]} for step in plan]
-
-
-@cache
-def settings(composition: Composition, *overrides: str) -> Any:
-    """The composition's resolved config."""
-    method, weighting, perturbation, *_ = composition
-    groups = [f"trainer={method}", f"weighting={weighting}", f"perturbation={perturbation}"]
-    chosen = [*groups, *STEADY.get(perturbation, ()), *overrides]
-    return compose("train", chosen, configs=CONFIGS, schema=RunSettings)
-
-
-def plan_of(composition: Composition, steps: int, n: int = 5) -> list[dict[str, list[Row]]]:
-    """The rows of so many steps, in pairs where the method asks, the selection applied if any."""
-    prefers = part("trainer", composition[0])[0].prefers
-    if len(composition) > 3:
-        return selected(composition[3], steps, n, prefers=prefers)
-    return tiny.step_rows(steps, n, prefers=prefers)
-
-
-def build(
-    composition: Composition,
-    plan: Sequence[Mapping[str, Sequence[Row]]],
-    *overrides: str,
-    rate: float = 0.1,
-    optimizer: str = "sgd",
-    model_seed: int = 0,
-    knows: Weights | None = None,
-) -> UnlearningTrainer:
-    """The composition as its configs describe it, on the tiny model.
-
-    `model_seed`: of the trained model, not of the reference. `knows`: the weights of both.
-    """
-    config = settings(composition, *overrides)
-    kind, trainer_settings = part_of(config.trainer)
-    parts = {}
-    for group in ("weighting", "perturbation"):
-        parts[group] = built(config[group])
-    if optimizer == "sgd":  # AdamW's steps do not depend on the weights' scale
-        rate /= max(1.0, trainer_settings.forget_weight, trainer_settings.retain_weight)
-    chosen = tiny.optimizer(optimizer, clip=None, learning_rate=rate)
-    engine, reference_model = tiny.local_engine(chosen, seed=model_seed), tiny.language_model()
-    if knows is not None:
-        engine.model.module.load_state_dict(knows)
-        reference_model.module.load_state_dict(knows)
-    return tiny.assemble(
-        kind,
-        trainer_settings,
-        engine,
-        reference_model,
-        plan,
-        optimizer=chosen,
-        **parts,
-    )
 
 
 def trained(
@@ -175,9 +61,16 @@ def trained(
     for step in plan:
         batches = {name: cut(step[name]) for name in trainer.objectives}
         trainer.step(batches, learning_rate=trainer.optimizer.peak)
+    trainer.finish()
     after = trainer.engine.master_weights()
     assert apart(before, after) > 1e-4, "the steps moved nothing"
     return after
+
+
+@cache
+def of_pieces(composition: Composition, size: int) -> Weights:
+    """The weights after three steps on eight rows, `size` of them at a time."""
+    return trained(composition, plan_of(composition, 3, n=8), pieces(size))
 
 
 def apart(a: Weights, b: Weights) -> float:
@@ -201,13 +94,22 @@ def pieces(size: int) -> Callable[[Sequence[Row]], list[Rows]]:
 # ---- every method, with every part ---------------------------------------------------------------
 
 
-@every_method_selected
+@in_full
 def test_it_is_built_from_its_configs_alone(composition):
     config = settings(composition)
     trainer = build(composition, plan_of(composition, 1))
     assert config.trainer["class"].startswith("trainers.")
     assert type(trainer).__module__.startswith("trainers.")
-    assert (trainer.perturbation is None) == (composition[2] == "none")
+    for group, found in {
+        "perturbation": trainer.perturbation,
+        "averaging": trainer.averaging,
+        "optimizer": trainer.optimizer,
+    }.items():
+        asked, _ = part(group, config[group].name)
+        assert type(found) is (type(None) if asked is None else asked)
+    asked, _ = part("weighting", composition[1])
+    assert asked is None or type(trainer.weighting) is asked
+    assert (trainer.automatic is None) == (config.optimizer.automatic_every == 0)
 
 
 @cache
@@ -215,7 +117,7 @@ def target() -> Weights:
     """The weights of a model that has half learned all rows of `step_rows(1, n=8)`."""
     (step,) = tiny.step_rows(1, n=8)
     plan = [{"retain": [*step["forget"], *step["retain"]]}] * 12
-    trainer = build(("finetune", "none", "none"), plan, optimizer="adamw", rate=1e-2)
+    trainer = build(("finetune", "none", "none"), plan, "optimizer=adamw", rate=1e-2)
     tiny.train(trainer, plan, tokens=1000)
     return trainer.engine.state_dict()
 
@@ -225,8 +127,10 @@ def test_its_losses_fall(composition):
     plan = plan_of(composition, 1, n=8) * 6
     weighs, _ = part("weighting", composition[1])
     far = weighs and weighs.needs_losses  # from its level: nothing has been learned yet
-    start = {"rate": 0.02} if far else {"optimizer": "adamw", "rate": 1e-3, "knows": target()}
-    trainer = build(composition, plan, **start)
+    if far:
+        trainer = build(composition, plan, rate=0.02)
+    else:
+        trainer = build(composition, plan, "optimizer=adamw", rate=1e-3, knows=target())
     answers = tiny.packed(plan[0]["forget"])
     known = trainer.model.log_probs(answers).mean().item()
     lines = []
@@ -250,9 +154,7 @@ def test_its_losses_fall(composition):
 
 @every_composition
 def test_one_micro_batch_of_eight_rows_is_four_of_two(composition):
-    plan = plan_of(composition, 3, n=8)
-    one, four = (trained(composition, plan, pieces(size)) for size in (8, 2))
-    assert apart(one, four) <= 1e-6
+    assert apart(of_pieces(composition, 8), of_pieces(composition, 2)) <= 1e-6
 
 
 @every_composition
@@ -262,7 +164,7 @@ def test_the_order_of_rows_in_a_micro_batch_does_not_matter(composition):
         {name: [rows[i] for i in (5, 2, 7, 0, 3, 6, 1, 4)] for name, rows in step.items()}
         for step in plan
     ]
-    forwards = trained(composition, plan, pieces(8))
+    forwards = of_pieces(composition, 8)
     assert apart(forwards, trained(composition, shuffled, pieces(8))) <= 1e-6
 
 
@@ -273,6 +175,7 @@ def test_the_number_of_ranks_does_not_matter(composition):
     for ranks in (1, 2, 3):
         trainer = build(composition, plan)
         tiny.train(trainer, plan, tokens=40, as_ranks=ranks)
+        trainer.finish()
         runs.append(trainer.engine.master_weights())
     assert apart(runs[0], runs[1]) <= 1e-6
     assert apart(runs[0], runs[2]) <= 1e-6
@@ -285,27 +188,32 @@ def test_ranks_without_rows_change_nothing(composition):
     for ranks in (1, 5):
         trainer = build(composition, plan)
         tiny.train(trainer, plan, tokens=1000, as_ranks=ranks)
+        trainer.finish()
         runs.append(trainer.engine.master_weights())
     assert apart(*runs) <= 1e-6
 
 
-@every_composition
+@in_full
 def test_four_steps_are_two_steps_a_checkpoint_and_two_steps(composition, tmp_path):
     plan = plan_of(composition, 4)
-    whole = build(composition, plan, optimizer="adamw", rate=1e-3)
+    whole, begun, resumed = (
+        build(composition, plan, "optimizer=adamw", rate=1e-3) for _ in range(3)
+    )
     tiny.train(whole, plan, tokens=40)
-    begun = build(composition, plan, optimizer="adamw", rate=1e-3)
     tiny.train(begun, plan[:2], tokens=40)
-    begun.engine.save(tmp_path)
-    resumed = build(composition, plan, optimizer="adamw", rate=1e-3)
-    resumed.engine.load(tmp_path)
-    resumed.load_state_dict(begun.state_dict())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.restore(checkpoints.save(begun.engine, begun), resumed.engine, resumed)
     tiny.train(resumed, plan[2:], tokens=40)
-    assert apart(whole.engine.master_weights(), resumed.engine.master_weights()) == 0
     mine, theirs = whole.metrics(), resumed.metrics()
     assert {n: v for n, v in mine.items() if "memory" not in n} == {
         n: v for n, v in theirs.items() if "memory" not in n
     }
+    assert whole.state_dict() == resumed.state_dict()
+    assert apart(whole.engine.master_weights(), resumed.engine.master_weights()) == 0
+    assert apart(begun.engine.master_weights(), resumed.engine.master_weights()) > 0
+    for trainer in (whole, resumed):
+        trainer.finish()
+    assert apart(whole.engine.master_weights(), resumed.engine.master_weights()) == 0
 
 
 SIZES = {
@@ -316,12 +224,12 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("composition", [c for c in TRIED if c[2] != "none"], ids="-".join)
+@pytest.mark.parametrize("composition", [c for c in EACH if c[2] != "none"], ids="-".join)
 def test_a_perturbation_of_size_zero_is_none_bit_for_bit(composition):
     plan = plan_of(composition, 3)
     each = "trainer.compare_every=1"  # then both add up one objective's gradient at a time
     zero = f"perturbation.{SIZES[composition[2]]}=0"
-    plain = trained((*composition[:2], "none"), plan, pieces(2), each)
+    plain = trained((*composition[:2], "none", *composition[3:]), plan, pieces(2), each)
     assert apart(plain, trained(composition, plan, pieces(2), each, zero)) == 0
 
 
@@ -351,6 +259,14 @@ def test_every_number_on_record_is_of_the_whole_step(composition):
 def test_what_does_not_go_together_is_refused_in_one_line(composition):
     with pytest.raises(ConfigError, match=r"set (weighting|perturbation)=none") as refused:
         build(composition, plan_of(composition, 1))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("choice", sorted(NOT_INSTALLED))
+def test_what_needs_a_library_that_is_not_there_says_how_to_get_it(choice, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # Python's own word for "not there"
+    with pytest.raises(ConfigError, match="not installed; type pip install") as refused:
+        build((EVERY_PART, "none", "none", choice), tiny.step_rows(1))
     assert "\n" not in str(refused.value)
 
 
@@ -669,7 +585,10 @@ def test_packed_rows_give_the_losses_and_the_gradient_of_padded_rows(method, siz
 
 # ---- the files in configs/ -----------------------------------------------------------------------
 
-GROUPS = ("trainer", "weighting", "perturbation", "selection", "optimizer", "tuning", "zero")
+GROUPS = (
+    *("trainer", "weighting", "perturbation", "selection", "averaging"),
+    *("optimizer", "tuning", "zero"),
+)
 FILES = [(group, choice) for group in GROUPS for choice in choices(CONFIGS, group)]
 
 
