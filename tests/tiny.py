@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from framework import LanguageModel, LocalEngine, Row, UnlearningTrainer
+from framework.assistants import Recipe
 from framework.averaging import WeightAveraging
 from framework.data import Rows, StepTotals, partition
 from framework.encoding import PromptFormat
@@ -25,8 +26,9 @@ from framework.engine import Engine
 from framework.method import reference_needed
 from framework.muon import Muon
 from framework.optimizers import SGD, AdamW, Optimizer
-from framework.parts import Perturbation, Weighting
+from framework.parts import Perturbation, Selection, Weighting
 from framework.reference import CachedReference, FrozenReference
+from framework.selection import select
 from framework.trainer import micro_batches
 from framework.tuning import Full, Layers, LoRA, Tuning
 from trainers.blur import BLUR
@@ -43,6 +45,7 @@ from trainers.primal_dual import PrimalDual
 from trainers.random_smoothing import RandomSmoothing
 from trainers.rmu import RMU
 from trainers.sam import SAM
+from trainers.selective import SelectiveUnlearning
 
 VOCABULARY = 64
 
@@ -132,6 +135,14 @@ PERTURBATIONS = {
     "random_smoothing": lambda: RandomSmoothing(RandomSmoothing.Config(sigma=0.01, draws=2)),
     "gradient_penalty": lambda: GradientPenalty(GradientPenalty.Config(penalty=0.1, step=0.1)),
     "curvature": lambda: Curvature(Curvature.Config(penalty=0.03, radius=0.3, step=0.3)),
+}
+SELECTIONS = {
+    "none": lambda: None,
+    "su": lambda: SelectiveUnlearning(
+        SelectiveUnlearning.Config(
+            left=0, right=0, assistants=Recipe(steps=3, batch_size=4, hidden_size=8, layers=1)
+        )
+    ),
 }
 TUNINGS: dict[str, Tuning] = {
     "full": Full(Full.Config()),
@@ -250,6 +261,20 @@ def step_rows(steps: int, n: int = 5, *, prefers: bool = False) -> list[dict[str
         }
         for s in range(steps)
     ]
+
+
+def selected(
+    plan: Sequence[Mapping[str, Sequence[Row]]], selection: Selection | None
+) -> list[dict[str, Sequence[Row]]]:
+    """The plan with the selection applied to the forget rows of all its steps."""
+    if selection is None:
+        return [dict(step) for step in plan]
+    forget, retain = ([row for step in plan for row in step[x]] for x in ("forget", "retain"))
+    rows = select(selection, forget, retain, language_model(), seed=0).rows
+    share = sum(row.weight for row in rows) / sum(row.weight for row in forget)
+    assert 0.1 < share < 0.9, share
+    left = iter(rows)
+    return [{**step, "forget": [next(left) for _ in step["forget"]]} for step in plan]
 
 
 def optimizer(

@@ -96,6 +96,8 @@ def cases() -> list[Case]:
         ]
         chosen += [{"stage": stage, **variant} for variant in variants]
     chosen += [{"stage": stage, **variant} for stage in "23" for variant in CONSTRAINED]
+    # by assistants that rank 0 trains alone while the others wait; in one process by its own
+    chosen += [{"stage": stage, "selection": "su", **EVERYTHING} for stage in "23"]
     chosen += [{"stage": "3", "method": "rmu", "tuning": tuning} for tuning in ("layers", "lora")]
     chosen += [
         {"stage": stage, "precision": "bf16", "method": "rmu", "tuning": "layers"}

@@ -48,6 +48,7 @@ class Case:
     method: str = "npo"
     weighting: str = "none"
     perturbation: str = "none"
+    selection: str = "none"
     optimizer: str = "sgd"
     precision: str = "fp32"
     offload: str = "none"
@@ -84,7 +85,10 @@ class Trained(NamedTuple):
 
 def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
     """Three steps of the case on `engine`."""
-    plan = tiny.step_rows(STEPS, ROWS, prefers=tiny.METHODS[case.method][0].prefers)
+    pairs = tiny.METHODS[case.method][0].prefers
+    plan = tiny.selected(
+        tiny.step_rows(STEPS, ROWS, prefers=pairs), tiny.SELECTIONS[case.selection]()
+    )
     own = case.tuning == "lora"  # then the reference is the trained model, its adapters off
     trainer = tiny.trainer(
         engine,
