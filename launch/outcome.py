@@ -65,7 +65,10 @@ def write_evaluation(
     benchmark: Benchmark,
     label: str,
 ) -> None:
-    """Write evaluation.json, with the target's and the gold model's numbers beside its own."""
+    """Write evaluation.json, with the target's and the gold model's numbers beside its own.
+
+    Beside it, what the benchmark's own program would write.
+    """
     if not distributed.is_main():
         return
     known = {
@@ -81,6 +84,13 @@ def write_evaluation(
         "gold": known.get("gold"),
     }
     _write(folder / "evaluation.json", content)
+    write_official(folder, evaluation, benchmark)
+
+
+def write_official(folder: Path, evaluation: Evaluation, benchmark: Benchmark) -> None:
+    """Write the files of the benchmark's own program, if it has any."""
+    for name, text in benchmark.official_files(evaluation).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def evaluation_of(path: Path) -> Evaluation:

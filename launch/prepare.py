@@ -23,9 +23,10 @@ from omegaconf import DictConfig
 import framework
 from framework import Benchmark
 from framework.distributed import launcher_rank
-from framework.evaluation.benchmark import Evaluation, forget_quality
+from framework.evaluation.benchmark import Evaluation
 from framework.terminal import say
 
+from .outcome import write_official
 from .settings import as_overrides
 from .side_by_side import train_side_by_side
 
@@ -66,7 +67,7 @@ def prepare(config: DictConfig, benchmark: Benchmark) -> None:
         {role: _overrides(config, benchmark, role, partial / role) for role in ROLES},
         log=partial,
     )
-    _compare_with_gold(partial)
+    _compare_with_gold(partial, benchmark)
     try:
         partial.rename(final)
     except OSError:  # another run was faster: its result is the same
@@ -131,13 +132,15 @@ def _code() -> list[str]:
     return [path.read_text(encoding="utf-8") for path in files]
 
 
-def _compare_with_gold(folder: Path) -> None:
-    """Both were measured at the same time; now the forget quality of each is known."""
+def _compare_with_gold(folder: Path, benchmark: Benchmark) -> None:
+    """Both were measured at the same time; now what each is beside the gold model is known."""
     contents: Mapping[str, dict[str, Any]] = {
         role: json.loads((folder / role / EVALUATION).read_text(encoding="utf-8")) for role in ROLES
     }
     gold = Evaluation.from_json(contents["gold"])
     for role, content in contents.items():
-        if "forget_quality" in content["metrics"]:
-            content["metrics"]["forget_quality"] = forget_quality(content["rows"], gold)
+        compared = benchmark.beside_gold(content["rows"], gold)
+        if compared:
+            content["metrics"] |= compared
             (folder / role / EVALUATION).write_text(json.dumps(content), encoding="utf-8")
+            write_official(folder / role, Evaluation.from_json(content), benchmark)

@@ -8,6 +8,8 @@ It asks a `LanguageModel` two questions, `scores` and `generate`, and never sees
                                             exact_memorization, truth_ratio, answer_share
     averages(rows)        the means of all these, over the rows of a split
 
+`read` is `row_values` of `score_rows`: who takes more from the same scores calls these two.
+
 Values are kept by row id, so that they are the same on any number of ranks. A value that a
 collapsed model leaves undefined (NaN) is None, and so is every mean that would need it.
 """
@@ -108,6 +110,17 @@ class Benchmark(ABC):
     def measure(self, model: LanguageModel, gold: Evaluation | None = None) -> Evaluation:
         """What the benchmark says of a model; `gold`: of one that never saw the forget rows."""
 
+    def beside_gold(self, rows: RowValues, gold: Evaluation) -> dict[str, float | None]:
+        """The metrics that a model only has beside one that never saw the forget rows."""
+        if "forget_quality" not in self.headline:
+            return {}
+        return {"forget_quality": forget_quality(rows, gold)}
+
+    def official_files(self, evaluation: Evaluation) -> dict[str, str]:
+        """What the benchmark's own program writes, by file name, as text: none unless it does."""
+        del evaluation
+        return {}
+
     def splits(self) -> Splits:
         """The rows of each split within the limit, checked; read once."""
         if self._splits is None:
@@ -184,32 +197,67 @@ def ask(
     return dict(values), generations
 
 
+@dataclass(frozen=True)
+class RowScores:
+    """How a model reads all that is scored of one row, after its prompt."""
+
+    answer: TokenScores
+    right: TokenScores | None = None
+    """The right answer in the words of the wrong ones, or itself; None without wrong ones."""
+    wrong: tuple[TokenScores, ...] = ()
+
+
+Scores = dict[str, dict[str, RowScores]]  # split -> row id -> scores
+
+
 def read(model: LanguageModel, splits: Mapping[str, Sequence[Example]]) -> RowValues:
-    """Teacher-forced values of every answer; two more where a row has `perturbed_answers`.
+    """Teacher-forced values of every answer; three more where a row has `perturbed_answers`."""
+    return row_values(score_rows(model, splits))
 
-    `truth_ratio` and `answer_share` set these against the `paraphrased_answer`, or the answer
-    itself where there is none, all after the original prompt, as TOFU does.
+
+def score_rows(model: LanguageModel, splits: Mapping[str, Sequence[Example]]) -> Scores:
+    """Teacher-forced scores of every row; a text that is asked for twice is read once."""
+    texts = {split: {row.id: _pairs(row) for row in rows} for split, rows in splits.items()}
+    pairs = list(dict.fromkeys(p for rows in texts.values() for own in rows.values() for p in own))
+    known = dict(zip(pairs, model.scores(pairs, "scoring"), strict=True))
+    return {
+        split: {row_id: _row_scores([known[p] for p in own]) for row_id, own in rows.items()}
+        for split, rows in texts.items()
+    }
+
+
+def row_values(scores: Scores, *, added: float = 0.0) -> RowValues:
+    """The values of every row, by split and name.
+
+    `truth_ratio`, `right_share` and `answer_share` set the `perturbed_answers` against the
+    `paraphrased_answer`, or the answer itself where there is none, all after the original prompt,
+    as TOFU does. `added`: see `metrics.truth_ratio`.
     """
-    asked = [(split, row) for split, rows in splits.items() for row in rows]
-    pairs = [(row.prompt, text) for _, row in asked for text in _texts(row)]
-    scores = iter(model.scores(pairs, "scoring"))
-    values: RowValues = defaultdict(dict)
-    for split, row in asked:
-        answer, *others = [next(scores) for _ in _texts(row)]
-        for name, value in _answer_values(answer).items():
-            values[f"{split}/{name}"][row.id] = value
-        if others:
-            right, *wrong = [score.nll for score in others]
-            values[f"{split}/truth_ratio"][row.id] = metrics.truth_ratio(right, wrong)
-            values[f"{split}/answer_share"][row.id] = metrics.answer_share(right, wrong)
-    return dict(values)
+    found: RowValues = defaultdict(dict)
+    for split, rows in scores.items():
+        for row_id, row in rows.items():
+            for name, value in _answer_values(row.answer).items():
+                found[f"{split}/{name}"][row_id] = value
+            if row.right is not None:
+                right, wrong = row.right.nll, [other.nll for other in row.wrong]
+                ratio = metrics.truth_ratio(right, wrong, added=added)
+                found[f"{split}/truth_ratio"][row_id] = ratio
+                found[f"{split}/right_share"][row_id] = metrics.right_share(ratio)
+                share = metrics.answer_share(right, wrong, added=added)
+                found[f"{split}/answer_share"][row_id] = share
+    return dict(found)
 
 
-def _texts(row: Example) -> list[str]:
-    """What is scored of a row: its answer; then the right answer in the words of the wrong ones."""
+def _pairs(row: Example) -> list[tuple[str, str]]:
+    """What is read of a row: its answer; then the right answer in the words of the wrong ones."""
     wrong = row.fields.get("perturbed_answers", ())
     right = [row.fields.get("paraphrased_answer", row.answer)] if wrong else []
-    return [row.answer, *right, *wrong]
+    return [(row.prompt, text) for text in (row.answer, *right, *wrong)]
+
+
+def _row_scores(found: Sequence[TokenScores]) -> RowScores:
+    answer, *others = found
+    return RowScores(answer, others[0], tuple(others[1:])) if others else RowScores(answer)
 
 
 def _answer_values(scores: TokenScores) -> dict[str, float | None]:

@@ -175,6 +175,27 @@ def test_the_truth_ratio_takes_the_answer_where_there_is_no_paraphrase(knowing):
     assert found["retain/truth_ratio"] == pytest.approx(1 - math.exp(0.01 - 3))
 
 
+def test_a_text_that_is_scored_twice_is_read_once(knowing):
+    row = Example("r0", "Where?", "here", fields={"perturbed_answers": ("there", "nowhere")})
+    model = knowing([row])
+    read, asked = model.scores, []
+
+    def counting(pairs, description):
+        asked.extend(pairs)
+        return read(pairs, description)
+
+    model.scores = counting
+    found = benchmark.score_rows(model, {"retain": [row]})["retain"]["r0"]
+    assert asked == [("Where?", "here"), ("Where?", "there"), ("Where?", "nowhere")]
+    assert found.right is found.answer
+    assert [scores.nll for scores in found.wrong] == [3.0, 3.0]
+
+
+def test_a_benchmark_without_a_forget_quality_has_nothing_to_say_beside_a_gold_model():
+    assert given().beside_gold({}, Evaluation("given")) == {}
+    assert given().official_files(Evaluation("given")) == {}
+
+
 def test_the_forget_quality_is_1_against_itself_and_undefined_without_a_gold_model():
     rows = {"forget/truth_ratio": {"a": 0.1, "b": 0.7}}
     assert benchmark.forget_quality(rows, Evaluation("mini", rows=rows)) == 1
