@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
-import huggingface_hub
+import hub
 import pytest
 
 from framework.data import Example
@@ -197,33 +196,12 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hub cache without a network, in which nothing lies yet."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "cache"
-
-
-def cache_as_hub_data_set(
-    cache: Path, name: str, config: str, rows: list[dict[str, Any]], *, kind: str = "parquet"
-) -> None:
-    """Put rows where the datasets library keeps what it once took from `lab/<name>` on the hub."""
-    source = cache.parent / f"{name}-{config}.{kind}"
-    if kind == "parquet":
-        parquet(source, rows)
-    else:
-        jsonl(source, rows)
-    datasets.load_dataset(kind, config, data_files={"train": str(source)})
-    [built] = [p for p in (cache / kind).glob("*/*/*") if p.is_dir()]
-    place = cache / f"lab___{name}" / config / "0.0.0" / built.name
-    shutil.copytree(built, place)
-    shutil.rmtree(cache / kind)
-    for file in place.glob(f"{kind}-*.arrow"):
-        file.rename(place / file.name.replace(f"{kind}-", f"{name}-"))
+    return hub.without_network(monkeypatch, tmp_path / "cache")
 
 
 def test_a_cached_hub_data_set_needs_no_network(offline: Path) -> None:
-    cache_as_hub_data_set(offline, "tofu", "forget10", ROWS)
-    cache_as_hub_data_set(offline, "tofu", "retain90", [{"prompt": "?", "answer": "!"}])
+    hub.keep(offline, "lab/tofu", "forget10", ROWS)
+    hub.keep(offline, "lab/tofu", "retain90", [{"prompt": "?", "answer": "!"}])
     assert load_examples("lab/tofu:forget10", task_field="task") == EXAMPLES
     assert [x.id for x in load_examples("lab/tofu:retain90")] == ["lab/tofu/retain90/train:0"]
     with pytest.raises(DataError, match=r"'lab/tofu' \(forget01\), split 'train': "):
@@ -233,7 +211,7 @@ def test_a_cached_hub_data_set_needs_no_network(offline: Path) -> None:
 
 
 def test_a_hub_configuration_is_never_guessed(offline: Path) -> None:
-    cache_as_hub_data_set(offline, "tofu", "forget10", ROWS)
+    hub.keep(offline, "lab/tofu", "forget10", ROWS)
     with pytest.raises(DataError, match="name one: 'lab/tofu:forget10'"):
         load_examples("lab/tofu")
 
@@ -248,12 +226,10 @@ def test_a_hub_data_set_out_of_reach_is_named(offline: Path) -> None:
 
 
 def test_texts_that_the_hub_loader_changed_are_refused(offline: Path) -> None:
-    cache_as_hub_data_set(
-        offline, "dates", "default", [{**ROWS[0], "answer": "1984-12-31"}], kind="json"
-    )
+    hub.keep(offline, "lab/dates", "default", [{**ROWS[0], "answer": "1984-12-31"}], kind="json")
     with pytest.raises(DataError, match=r"row 'a1' is a datetime, not text.*download the file"):
         load_examples("lab/dates")
     mixed = [{**ROWS[0], "answer": 5}, {**ROWS[1], "answer": "007"}]
-    cache_as_hub_data_set(offline, "mixed", "default", mixed, kind="json")
+    hub.keep(offline, "lab/mixed", "default", mixed, kind="json")
     with pytest.raises(DataError, match=r"read column 'answer' as mixed JSON.*give its path"):
         load_examples("lab/mixed")
