@@ -1,0 +1,203 @@
+r"""TOFU (arXiv:2401.06121): of 200 authors who do not exist, 2, 10 or 20 are to be forgotten.
+
+    python -m launch.eval benchmark=tofu model.path=<model> gold=<run of a retained model>
+    python -m launch.eval benchmark=tofu benchmark.retain_log=TOFU_EVAL.json model.path=<model>
+
+Data: `tofu_rows`. Measured on forget, retain (the 400 rows of retain_perturbed), real_authors and
+world_facts; on holdout rows only what the attacks need:
+
+    <split>/probability       exp(-NLL) of the answer, its end token included
+    <split>/answer_share      P(answer) / (P(answer) + sum of P(wrong answer)): TOFU's probability
+                              of real authors and world facts
+    <split>/rouge             ROUGE-L recall of the greedy answer, Porter stemmer
+    <split>/truth_ratio       of R = geometric mean of P(wrong) / P(paraphrased answer): mean of
+                              min(R, 1/R) on forget, of max(0, 1 - R) elsewhere
+    <split>/right_share       mean of 1 / (1 + R): OpenUnlearning's truth ratio of 2025
+    <split>/paraphrased_probability, extraction_strength, exact_memorization
+    model_utility, forget_quality, mia/..., privleak    see `tofu_metrics`
+
+`convention` says whose program the numbers are of, where the two released ones differ:
+
+    openunlearning    all rows; 1e-10 is added below the line of truth ratios and answer shares, so
+                      that a model that finds nothing likely has truth ratios of 0 (and, against any
+                      other model, a forget quality of 1e-239 on 400 rows)
+    tofu              the first 300 forget and retain rows; nothing is added
+
+Beside evaluation.json lie OpenUnlearning's own files, see `tofu_logs`. Prompts are the model's
+affair (`model.prompt_format`, see configs/benchmark/tofu.yaml). Two differences are left: answers
+are tokenized apart from their prompts, where the released programs cut a tokenized whole (after
+Llama 2's `[/INST]` the first token differs), and no text is cleaned of spaces before its ROUGE.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..data import Example
+from ..errors import DataError
+from ..language_model import LanguageModel, TokenScores
+from . import metrics
+from .benchmark import (
+    Benchmark,
+    Direction,
+    Evaluation,
+    RowScores,
+    RowValues,
+    Scores,
+    Splits,
+    ask,
+    row_values,
+    score_rows,
+)
+from .tofu_logs import official_files, read_log
+from .tofu_metrics import beside, summary
+from .tofu_rows import load_rows
+
+ADDED = 1e-10
+"""What OpenUnlearning adds below the line of its ratios."""
+FIRST = 300
+"""How many forget and retain rows TOFU's own program reads."""
+MIN_K_SHARE = 0.4
+"""The share of lowest log-probabilities in OpenUnlearning's attack on TOFU."""
+
+
+class TOFU(Benchmark):
+    """Questions about made-up authors to forget; about others, and the world, to keep."""
+
+    name: ClassVar[str] = "tofu"
+    headline: ClassVar[tuple[str, ...]] = (
+        "forget_quality",
+        "model_utility",
+        "forget/truth_ratio",
+        "forget/probability",
+        "forget/rouge",
+        "forget/extraction_strength",
+        "privleak",
+    )
+    directions: ClassVar[Mapping[str, Direction]] = {
+        "forget_quality": "higher",
+        "model_utility": "higher",
+        "forget/truth_ratio": "gold",
+        "forget/probability": "gold",
+        "forget/rouge": "gold",
+        "forget/extraction_strength": "gold",
+        "privleak": "gold",
+    }
+
+    @dataclass
+    class Config(Benchmark.Config):
+        """Which authors are forgotten, where the rows are, and whose numbers are taken."""
+
+        path: str = "locuslab/TOFU"
+        """A folder of the released files, or the hub's data set."""
+        forget: Literal["forget01", "forget05", "forget10"] = "forget10"
+        """The percentage of the authors to forget; retain and holdout rows follow from it."""
+        holdout: bool = True
+        """Attack with holdout rows; a folder may lack them, and then nothing is attacked."""
+        convention: Literal["openunlearning", "tofu"] = "openunlearning"
+        """Whose program the numbers are of."""
+        retain_log: str | None = None
+        """A retained model's published log, TOFU_EVAL.json or eval_log_aggregated.json, in the
+        place of gold=."""
+        max_new_tokens: int = 200
+        """Tokens of an answer at most: both released programs'."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        """Raise DataError where the log cannot be read: before hours of measuring."""
+        super().__init__(config)
+        log = config.retain_log
+        self._log = None if log is None else read_log(log, config.forget)
+
+    def load(self) -> Splits:
+        """The rows of `tofu_rows.load_rows`."""
+        return load_rows(self.config.path, self.config.forget, holdout=self.config.holdout)
+
+    def training_examples(self, model: Literal["target", "gold"]) -> list[Example]:
+        """Retain rows, and forget rows for the target.
+
+        With them the retain rows that are measured: a limit may have left them out of the others.
+        """
+        learned, splits = super().training_examples(model), self.splits()
+        known = {(row.prompt, row.answer) for row in learned}
+        measured = splits["retain_perturbed"]
+        return learned + [row for row in measured if (row.prompt, row.answer) not in known]
+
+    def measure(self, model: LanguageModel, gold: Evaluation | None = None) -> Evaluation:
+        """The numbers of the module's docstring."""
+        splits, official = self.splits(), self.config.convention == "openunlearning"
+        asked = {
+            "forget": splits["forget"],
+            "retain": splits["retain_perturbed"],
+            "real_authors": splits["real_authors"],
+            "world_facts": splits["world_facts"],
+        }
+        if not official:
+            asked = {split: _first(rows) for split, rows in asked.items()}
+        reference = self._reference(asked["forget"], gold)
+        rows, generations = ask(model, asked, max_new_tokens=self.config.max_new_tokens)
+        read = asked | ({"holdout": splits["holdout"]} if "holdout" in splits else {})
+        scores = score_rows(model, read)
+        rows |= row_values(scores, added=ADDED if official else 0.0)
+        rows |= _further_values(scores, read)
+        measured = dict.fromkeys(self.headline) | summary(rows) | beside(rows, reference)
+        return Evaluation(self.name, measured, rows, generations)
+
+    def beside_gold(self, rows: RowValues, gold: Evaluation) -> dict[str, float | None]:
+        """Forget quality and privacy leakage."""
+        return beside(rows, gold)
+
+    def official_files(self, evaluation: Evaluation) -> dict[str, str]:
+        """OpenUnlearning's log and its summary."""
+        return official_files(evaluation)
+
+    def _reference(self, forget: Sequence[Example], gold: Evaluation | None) -> Evaluation | None:
+        """The gold model's evaluation, or its log's part about these forget rows."""
+        if self._log is None:
+            return gold
+        ratios = self._log.rows["forget/truth_ratio"]
+        if missing := [row.id for row in forget if row.id not in ratios]:
+            raise DataError(
+                f"benchmark.retain_log={self.config.retain_log} has {len(ratios)} forget rows and "
+                f"lacks {len(missing)} of the {len(forget)} that are measured, such as "
+                f"{missing[0]}; take the log of {self.config.forget}, and "
+                "benchmark.convention=tofu if TOFU's own program wrote it"
+            )
+        own = {row.id: ratios[row.id] for row in forget}
+        return Evaluation(self.name, self._log.metrics, {"forget/truth_ratio": own})
+
+
+def _first(rows: Sequence[Example]) -> list[Example]:
+    """Those among the first 300 of their file, of which a limit may have left some out."""
+    return [row for row in rows if int(row.id.rpartition(":")[2]) < FIRST]
+
+
+def _further_values(scores: Scores, splits: Mapping[str, Sequence[Example]]) -> RowValues:
+    """What TOFU takes from the scores beyond `row_values`, by the same names."""
+    found: RowValues = defaultdict(dict)
+    for split, rows in splits.items():
+        for row in rows:
+            score = scores[split][row.id]
+            for name, value in _of_row(score, row.answer).items():
+                found[f"{split}/{name}"][row.id] = value
+    return dict(found)
+
+
+def _of_row(score: RowScores, answer: str) -> dict[str, float | None]:
+    own: TokenScores = score.answer
+    values = {
+        "answer_tokens": float(len(own.log_probs) - 1),
+        # the end token counts in the loss and not here: OpenUnlearning's conventions
+        "min_k": metrics.min_k(own.log_probs[:-1].tolist(), MIN_K_SHARE),
+        "zlib": metrics.zlib_ratio(own.nll, answer),
+    }
+    if score.right is not None and score.right is not own:
+        values["paraphrased_nll"] = metrics.mean([score.right.nll])
+        values["paraphrased_probability"] = metrics.probability(score.right.nll)
+    for i, wrong in enumerate(score.wrong):
+        values[f"perturbed_nll/{i}"] = metrics.mean([wrong.nll])
+    return values
