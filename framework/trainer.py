@@ -28,14 +28,11 @@ from .optimizers import Optimizer
 from .parts import Perturbation, Plan, Weighting, Weights
 from .reference import Reference
 from .step_record import StepRecord
+from .step_warnings import warnings_of
 from .vectors import Gram, Vector, gram
 
 Batches = Mapping[str, Sequence[Rows]]
 """This rank's micro-batches of one step, by objective; equally many on every rank."""
-
-
-class RoundingWarning(UserWarning):
-    """The parameters' precision leaves little of a perturbation."""
 
 
 class UnlearningTrainer(Method):
@@ -74,7 +71,7 @@ class UnlearningTrainer(Method):
         self.steps_done = 0
         self.plan: Plan | None = None
         self._means: dict[str, Vector] = {}
-        self._warned_of_rounding = False
+        self._warned: set[type[UserWarning]] = set()
         self._last: StepRecord | None = None
         check_parts(self.objectives, self.weighting, perturbation, optimizer)
 
@@ -253,27 +250,17 @@ class UnlearningTrainer(Method):
         """The last step's numbers; one reduction over ranks, one copy to the host."""
         assert self._last is not None, "no step yet"
         metrics = self._last.metrics()
-        self._warn_of_rounding(metrics)
+        self._warn(metrics)
         parts = [p for p in (self.weighting, self.automatic, self.averaging) if p is not None]
         own = {f"train/{name}": value for p in parts for name, value in p.metrics().items()}
         return {**metrics, **own, "train/skipped_steps": float(self.skipped_steps)}
 
-    def _warn_of_rounding(self, metrics: Mapping[str, float]) -> None:
-        """Say once that the parameters' precision swallows the perturbation."""
-        norm, ratio, cosine = (
-            metrics.get(f"train/perturbation/{name}", 1.0) for name in ("norm", "ratio", "cosine")
-        )
-        lost = min(ratio, cosine) < 0.5  # not where a step was skipped: NaN is less than nothing
-        if not lost or self._warned_of_rounding or not is_main():
-            return
-        self._warned_of_rounding = True
-        warnings.warn(
-            f"most of the perturbation was rounded away at step {self.steps_done}: realized norm "
-            f"{norm:.3g}, {ratio:.2g} of what was asked for, at cosine {cosine:.2g} to it; set "
-            "precision=fp32 or a larger perturbation",
-            RoundingWarning,
-            stacklevel=3,
-        )
+    def _warn(self, metrics: Mapping[str, float]) -> None:
+        """Say what the step's numbers give cause for, each kind once."""
+        for warning in warnings_of(metrics, self.steps_done):
+            if type(warning) not in self._warned and is_main():
+                warnings.warn(warning, stacklevel=3)
+            self._warned.add(type(warning))
 
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs beside the engine."""

@@ -30,17 +30,20 @@ class BLUR(Weighting):
         """BLUR's own settings."""
 
         gamma: float = 1.0
-        """How fast the lower objective falls, >= 0."""
+        """How fast the lower objective falls, > 0."""
         alpha: float = 1.0
         """How much of the projected upper gradient is added, >= 0."""
         lower: Literal["forget", "retain"] = "forget"
         """Which objective is solved first; retain is the released variant with roles swapped."""
 
     def __init__(self, config: Config) -> None:
-        """Raise ConfigError for negative settings."""
-        for name in ("gamma", "alpha"):
-            if not getattr(config, name) >= 0:
-                raise ConfigError(f"weighting.{name} must be >= 0, got {getattr(config, name):g}")
+        """Raise ConfigError for settings that are not positive."""
+        if not config.gamma > 0:
+            raise ConfigError(
+                f"weighting.gamma must be > 0, got {config.gamma:g}: at 0 nothing is forgotten"
+            )
+        if not config.alpha >= 0:
+            raise ConfigError(f"weighting.alpha must be >= 0, got {config.alpha:g}")
         self.config = config
 
     def weights(self, gram: Gram | None) -> Weights:

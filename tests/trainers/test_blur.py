@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from framework import Vector, gram
+from framework import ConfigError, Vector, gram
 from trainers.blur import BLUR
 from trainers.grad_ascent import GradAscent, GradDiff
 
@@ -39,7 +39,7 @@ def test_roles_swapped_keep_the_retain_gradient_whole():
     assert direction(vector(1, 0), vector(-3, 4), lower="retain") == pytest.approx([-2.36, 4.48])
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
 @pytest.mark.parametrize("alpha", [1.0, 800.0])
 def test_the_forget_loss_falls_at_the_rate_gamma_whatever_the_retain_gradient(gamma, alpha):
     draw = torch.Generator().manual_seed(0)
@@ -103,3 +103,17 @@ def test_one_step_on_two_bowls_changes_the_forget_loss_by_the_exact_amount():
     assert metrics["train/forget/weight"] == pytest.approx(0.9)
     assert metrics["train/retain/weight"] == 1
     assert metrics["train/gradient_norm"] == pytest.approx(squared**0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma": 0.0}, "weighting.gamma must be > 0, got 0: at 0 nothing is forgotten"),
+        ({"gamma": -1.0}, "weighting.gamma must be > 0, got -1: at 0 nothing is forgotten"),
+        ({"alpha": -1.0}, "weighting.alpha must be >= 0, got -1"),
+    ],
+)
+def test_settings_that_would_forget_nothing_are_refused(settings, message):
+    with pytest.raises(ConfigError) as refused:
+        BLUR(BLUR.Config(**settings))
+    assert str(refused.value) == message

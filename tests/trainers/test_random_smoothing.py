@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from framework import ConfigError, Vector
-from framework.trainer import RoundingWarning
+from framework.step_warnings import RoundingWarning
 from trainers.random_smoothing import RandomSmoothing
 
 CURVATURES = torch.arange(400) % 10 + 1.0  # H, a diagonal
@@ -110,6 +110,7 @@ def test_the_parameters_come_back_bit_for_bit(precision, sigma):
 def test_noise_that_bf16_rounds_away_is_warned_of_once():
     # at 1 the next bf16 numbers are 2^-8 below and 2^-7 above
     trainer = bowls(0, smoothing(1e-4, 1), precision="bf16")
+    trainer.a = (0.0,) * 8
     batch = tiny.packed(tiny.rows(1, name="f"))
     step = {"forget": [batch], "retain": [batch]}
     trainer.step(step, learning_rate=0.0)
