@@ -14,7 +14,8 @@ world_facts; on holdout rows only what the attacks need:
                               min(R, 1/R) on forget, of max(0, 1 - R) elsewhere
     <split>/right_share       mean of 1 / (1 + R): OpenUnlearning's truth ratio of 2025
     <split>/paraphrased_probability, extraction_strength, exact_memorization
-    model_utility, forget_quality, mia/..., privleak    see `tofu_metrics`
+    model_utility, forget_quality, mia/..., privleak    see `tofu_metrics`; tables show
+                              mia/min_k_auc, which is as near the gold model's as privleak is to 0
 
 `convention` says whose program the numbers are of, where the two released ones differ:
 
@@ -75,7 +76,7 @@ class TOFU(Benchmark):
         "forget/probability",
         "forget/rouge",
         "forget/extraction_strength",
-        "privleak",
+        "mia/min_k_auc",
     )
     directions: ClassVar[Mapping[str, Direction]] = {
         "forget_quality": "higher",
@@ -84,7 +85,7 @@ class TOFU(Benchmark):
         "forget/probability": "gold",
         "forget/rouge": "gold",
         "forget/extraction_strength": "gold",
-        "privleak": "gold",
+        "mia/min_k_auc": "gold",
     }
 
     @dataclass
@@ -144,7 +145,7 @@ class TOFU(Benchmark):
         scores = score_rows(model, read)
         rows |= row_values(scores, added=ADDED if official else 0.0)
         rows |= _further_values(scores, read)
-        measured = dict.fromkeys(self.headline) | summary(rows) | beside(rows, reference)
+        measured = summary(rows) | beside(rows, reference)
         return Evaluation(self.name, measured, rows, generations)
 
     def beside_gold(self, rows: RowValues, gold: Evaluation) -> dict[str, float | None]:

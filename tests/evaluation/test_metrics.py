@@ -203,6 +203,18 @@ def test_the_privacy_leakage_of_muses_target_is_the_published_one():
     assert metrics.privacy_leakage(1 - 0.00095, 1 - 0.4772) == pytest.approx(-99.8, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("own", "gold", "leakage"),
+    [  # OpenUnlearning's published TOFU_SUMMARY.json of Llama-3.2-1B-Instruct
+        (0.99665, 0.3826125, -99.457391),  # finetuned, against retain90
+        (0.3826125, 0.5, 23.4775),  # retain90, against nothing
+        (0.470625, 0.5, 5.875),  # retain99, likewise
+    ],
+)
+def test_the_privacy_leakage_is_that_of_open_unlearnings_logs(own, gold, leakage):
+    assert metrics.privacy_leakage(own, gold) == pytest.approx(leakage, abs=1e-6)
+
+
 @pytest.mark.parametrize(("own", "gold"), [(None, 0.5), (0.7, None), (0.7, 1.0)])
 def test_the_privacy_leakage_without_a_gold_model_to_compare_with_is_undefined(own, gold):
     assert metrics.privacy_leakage(own, gold) is None

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from framework.errors import DataError
+from framework.evaluation import metrics
 from framework.evaluation.benchmark import Evaluation
 from framework.evaluation.tofu_logs import OFFICIAL, official_files, official_logs, read_log
 from framework.evaluation.tofu_metrics import beside
@@ -40,6 +41,21 @@ PUBLISHED = {
         ((7.7738471, 7.32980013, 11.40434265), (6.54929161, 7.77425957, 6.63964653)),
     ),
 }
+
+# Truth ratios of the 40 rows of forget01 in OpenUnlearning's published logs (data set
+# open-unlearning/eval on the hub), tofu_Llama-3.2-1B-Instruct_{full/evals_forget01,retain99}.
+OPEN_FULL = (
+    *(0.5328, 0.2115, 0.7223, 1.1586, 0.3466, 0.1686, 0.4201, 0.2385, 0.9368, 0.1447),
+    *(0.6120, 0.7888, 0.5278, 0.8418, 0.6458, 0.4226, 0.1701, 0.9062, 0.2867, 0.3412),
+    *(0.4693, 1.4416, 1.0843, 0.4421, 0.3098, 0.2432, 0.0908, 0.1424, 0.7604, 0.7783),
+    *(0.2694, 0.5967, 0.2777, 0.4843, 0.5634, 0.3505, 0.1993, 0.2961, 0.3424, 0.5499),
+)
+OPEN_RETAIN = (
+    *(0.9024, 0.1987, 0.6517, 1.2991, 0.8310, 2.8496, 0.5549, 1.0166, 0.9886, 0.2202),
+    *(0.8820, 0.9297, 0.7612, 0.9299, 1.1970, 0.4245, 0.1943, 0.9624, 1.0549, 0.4383),
+    *(1.2860, 2.1661, 1.4198, 0.6030, 1.2115, 0.5703, 0.3558, 0.2939, 0.9257, 1.2387),
+    *(0.3484, 0.7876, 0.4306, 0.7613, 0.8156, 0.5844, 0.3384, 0.5278, 0.4111, 0.9762),
+)
 
 
 def published():
@@ -114,6 +130,21 @@ def test_open_unlearnings_log_gives_what_a_retained_model_is_needed_for(log, nam
     found = read_log(log({name: ratios, "mia_min_k": {"agg_value": 0.38}}), "forget05")
     assert found.rows == {"forget/truth_ratio": {"forget05:0": 0.3, "forget05:1": 0.5}}
     assert found.metrics == {"mia/min_k_auc": 0.38, "forget/truth_ratio": 0.4}
+
+
+def test_open_unlearnings_published_logs_give_the_numbers_they_hold(log):
+    found = []
+    for ratios, min_k in ((OPEN_FULL, 1.0), (OPEN_RETAIN, 0.470625)):
+        scores = {str(i): {"score": ratio} for i, ratio in enumerate(ratios)}
+        known = {"agg_value": None, "value_by_index": scores}
+        path = log({"forget_truth_ratio": known, "mia_min_k": {"agg_value": min_k}})
+        found.append(read_log(path, "forget01"))
+    full, retain = (evaluation.rows for evaluation in found)
+    assert beside(full, found[1])["forget_quality"] == pytest.approx(0.0067607, rel=1e-4)
+    means = [
+        metrics.forget_truth_ratio(list(x["forget/truth_ratio"].values())) for x in (full, retain)
+    ]
+    assert means == pytest.approx([0.472752, 0.651601], abs=5e-5)
 
 
 def test_an_undefined_value_of_a_log_stays_undefined(log):
