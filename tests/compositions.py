@@ -21,7 +21,6 @@ from framework.config import choices, part_of
 from framework.engine import Engine
 from framework.optimizers import Optimizer
 from framework.parts import Plan
-from framework.selection import select
 from launch.settings import RunSettings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -138,6 +137,12 @@ PRODUCT = list(dict.fromkeys([*EACH, *SELECTED, *(c for c in ALL if tried(c))]))
 """All of these, and every weighting with every perturbation."""
 
 
+COVERING = list(
+    dict.fromkeys([*{c[0]: c for c in of_every_method()}.values(), *rotated(), *OTHERS])
+)
+"""A few that hold every choice there is; of each method the one with the most parts."""
+
+
 # ---- built ---------------------------------------------------------------------------------------
 
 
@@ -156,15 +161,7 @@ def settings(composition: Composition, *overrides: str) -> Any:
 def plan_of(composition: Composition, steps: int, n: int = 5) -> list[dict[str, list[Row]]]:
     """The rows of so many steps: in pairs where the method asks for them, as a selection chose."""
     plan = tiny.step_rows(steps, n, prefers=part("trainer", composition[0])[0].prefers)
-    selection = built(settings(composition).selection)
-    if selection is None:
-        return plan
-    forget, retain = ([row for step in plan for row in step[o]] for o in ("forget", "retain"))
-    chosen = select(selection, forget, retain, tiny.language_model(), seed=0).rows
-    share = sum(row.weight for row in chosen) / sum(row.weight for row in forget)
-    assert 0.1 < share < 0.9, share
-    left = iter(chosen)
-    return [{**step, "forget": [next(left) for _ in step["forget"]]} for step in plan]
+    return tiny.selected(plan, built(settings(composition).selection))
 
 
 def steps_of(composition: Composition, rate: float, overrides: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node 2 zero_worker.py CASES.json RESULTS.json
 
-A case is a dict (see `Case`); the result of one is a dict of what was measured (see `measure`).
+A case is a dict (see `Case`): a composition of what is in configs/, or made of tiny.py's tables,
+which hold what no config says. The result is a dict of what was measured (see `measure`).
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import gc
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import compositions
 import tiny
 import torch
 
-from framework import LanguageModel, distributed
+from framework import LanguageModel, LocalEngine, Row, UnlearningTrainer, distributed
 from framework.averaging import WeightAveraging
 from framework.combined import CombinedModel
 from framework.data import Rows
@@ -60,10 +62,20 @@ class Case:
     evaluate: bool = False
     averaged: bool = False
     automatic_every: int = 0
+    composition: str = ""
+    """As `compositions.Composition`, blanks between; says all but stage and tokens."""
+
+    @property
+    def steps_by(self) -> str:
+        """The optimizer's name."""
+        chosen = dict(word.split("=") for word in self.composition.split()[3:])
+        return chosen.get("optimizer", self.optimizer)
 
     @property
     def name(self) -> str:
         """The case in one word, for test ids: what differs from the defaults."""
+        if self.composition:
+            return f"zero{self.stage}-configs-{self.composition.replace(' ', '-')}"
         chosen = asdict(self)
         words = [f"zero{self.stage}", self.method]
         for field in fields(self)[2:]:
@@ -83,13 +95,25 @@ class Trained(NamedTuple):
     weighting: dict[str, Any]
 
 
-def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
-    """Three steps of the case on `engine`."""
+EngineOf = Callable[[LanguageModel, Optimizer], Engine]
+
+
+def begun(
+    case: Case, engine_of: EngineOf
+) -> tuple[UnlearningTrainer, Sequence[Mapping[str, Sequence[Row]]]]:
+    """The case's trainer before its first step, and the rows of each step."""
+    if case.composition:
+        composition = tuple(case.composition.split())
+        plan = compositions.plan_of(composition, STEPS, ROWS)
+        return compositions.build(composition, plan, engine=engine_of), plan
     pairs = tiny.METHODS[case.method][0].prefers
     plan = tiny.selected(
         tiny.step_rows(STEPS, ROWS, prefers=pairs), tiny.SELECTIONS[case.selection]()
     )
+    optimizer = tiny.optimizer(case.optimizer, clip=case.clip, automatic_every=case.automatic_every)
+    engine = engine_of(tiny.language_model(tied=case.tied, tuning=case.tuning), optimizer)
     own = case.tuning == "lora"  # then the reference is the trained model, its adapters off
+    averaging = WeightAveraging(WeightAveraging.Config(start=0.0, every=1))
     trainer = tiny.trainer(
         engine,
         engine.model if own else tiny.language_model(tied=case.tied),
@@ -97,13 +121,18 @@ def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
         method=case.method,
         weighting=tiny.WEIGHTINGS[case.weighting](),
         perturbation=tiny.PERTURBATIONS[case.perturbation](),
-        averaging=WeightAveraging(WeightAveraging.Config(start=0.0, every=1))
-        if case.averaged
-        else None,
-        optimizer=optimizer_of(case),
+        averaging=averaging if case.averaged else None,
+        optimizer=optimizer,
         compare_every=case.compare_every,
     )
     trainer.begin(Plan(steps=STEPS, steps_per_epoch=2))
+    return trainer, plan
+
+
+def run(case: Case, engine_of: EngineOf, *, as_ranks: int | None = None) -> tuple[Engine, Trained]:
+    """Three steps of the case."""
+    trainer, plan = begun(case, engine_of)
+    engine = trainer.engine
     before = engine.master_weights()
     metrics, evaluation = [], []
     for step in plan:
@@ -115,12 +144,7 @@ def run(case: Case, engine: Engine, *, as_ranks: int | None = None) -> Trained:
     after = engine.master_weights()
     assert all(torch.isfinite(w).all() for w in after.values())
     assert difference(before, after) > 1e-4, "the steps moved nothing"
-    return Trained(after, metrics, evaluation, trainer.weighting.state_dict())
-
-
-def optimizer_of(case: Case) -> Optimizer:
-    """The case's optimizer."""
-    return tiny.optimizer(case.optimizer, clip=case.clip, automatic_every=case.automatic_every)
+    return engine, Trained(after, metrics, evaluation, trainer.weighting.state_dict())
 
 
 def answers(model: LanguageModel) -> list[Any]:
@@ -158,31 +182,38 @@ def local(case: Case) -> Trained:
 
 @cache
 def _local(case: Case) -> Trained:
-    engine = tiny.local_engine(
-        optimizer_of(case),
-        precision=case.precision,
-        tied=case.tied,
-        tuning=case.tuning,
-    )
+    def engine_of(model: LanguageModel, optimizer: Optimizer) -> LocalEngine:
+        return LocalEngine(
+            LocalEngine.Config(),
+            model=model,
+            optimizer=optimizer,
+            precision=case.precision,  # type: ignore[arg-type]
+        )
+
     with distributed.alone():
-        return run(case, engine, as_ranks=2 if case.precision == "bf16" else None)
+        return run(case, engine_of, as_ranks=2 if case.precision == "bf16" else None)[1]
 
 
-def zero_engine(case: Case) -> ZeroEngine:
-    """The tiny model under ZeRO."""
-    return ZeroEngine(
-        ZeroEngine.Config(stage=case.stage, offload=case.offload, bucket=20_000),  # type: ignore[arg-type]
-        model=tiny.language_model(tied=case.tied, tuning=case.tuning),
-        optimizer=optimizer_of(case),
-        precision=case.precision,  # type: ignore[arg-type]
-    )
+def sharded(case: Case) -> tuple[ZeroEngine, Trained]:
+    """The case under ZeRO."""
+
+    def engine_of(model: LanguageModel, optimizer: Optimizer) -> ZeroEngine:
+        return ZeroEngine(
+            ZeroEngine.Config(stage=case.stage, offload=case.offload, bucket=20_000),  # type: ignore[arg-type]
+            model=model,
+            optimizer=optimizer,
+            precision=case.precision,  # type: ignore[arg-type]
+        )
+
+    engine, found = run(case, engine_of)
+    assert isinstance(engine, ZeroEngine)
+    return engine, found
 
 
 def measure(case: Case) -> dict[str, Any]:
     """Everything that the tests look at, the worst over the ranks."""
     right = local(case)
-    engine = zero_engine(case)
-    found = run(case, engine)
+    engine, found = sharded(case)
     apart = torch.tensor(
         [difference(found.weights, right.weights), metrics_apart(found, right)],
         dtype=torch.float64,
