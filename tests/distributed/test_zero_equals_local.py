@@ -316,4 +316,5 @@ def test_only_the_layouts_read_the_optimizer_of_deepspeed():
     tree = ast.parse((ROOT / "framework" / "zero.py").read_text())
     layouts = {"_Replicated", "_WholeGradient", "_Partitioned", "_Sharded", "_gather"}
     rest = [n for n in tree.body if getattr(n, "name", "") not in layouts]
-    assert set().union(*map(optimizer_attributes, rest)) == set()
+    ours = {"build", "groups", "shaper"}  # of the part that the constructor is given
+    assert set().union(*map(optimizer_attributes, rest)) == ours
