@@ -37,6 +37,10 @@ def load_rows(path: str, forget: str, *, holdout: bool) -> Splits:
     """
     retain, perturbed, held = _names(forget)
     folder = Path(path).expanduser()
+    if folder.is_file() or (path.startswith(("/", ".", "~")) and not folder.is_dir()):
+        raise DataError(
+            f"benchmark.path={path} is no folder; give the folder of TOFU's files, or locuslab/TOFU"
+        )
     files = _files(folder, forget) if folder.is_dir() else {}
 
     def read(name: str, fields: Sequence[str] = ()) -> list[Example]:

@@ -146,6 +146,12 @@ def test_of_a_hub_data_set_each_configuration_is_one_of_the_files(tmp_path, monk
     assert found["holdout"][0].id == "holdout10:0"
 
 
+@pytest.mark.parametrize("name", ["full.json", "elsewhere"])
+def test_a_path_that_is_no_folder_is_refused(folder, name):
+    with pytest.raises(DataError, match=f"{name} is no folder; give the folder of TOFU's files"):
+        tofu(folder / name).splits()
+
+
 def test_perturbed_rows_of_another_version_are_refused(folder):
     write(folder, "forget10_perturbed", FILES["forget10_perturbed"][::-1])
     with pytest.raises(DataError, match="do not ask what the 10 of forget10 ask"):
