@@ -28,7 +28,7 @@ class WeightAveraging:
         """Which steps count."""
 
         start: float = 0.8
-        """Share of the run, in [0, 1), after which steps count."""
+        """Share of the run, in [0, 1), from which on steps count."""
         every: int = 5
         """Steps between two that count, > 0; the last step always does."""
 
@@ -47,7 +47,8 @@ class WeightAveraging:
 
     def observe(self, engine: Engine, *, done: int, plan: Plan) -> None:
         """Take in the weights after `done` steps, if that step counts."""
-        counts = done >= self.config.start * plan.steps and done % self.config.every == 0
+        first = round(self.config.start * plan.steps, 6)
+        counts = done >= first and done % self.config.every == 0
         if not counts and done != plan.steps:
             return
         self.count += 1

@@ -109,6 +109,9 @@ class Method:
 
         `model_config`: transformers' own.
         """
+        for name in ("forget_weight", "retain_weight", "compare_every"):
+            if not getattr(config, name) >= 0:
+                raise ConfigError(f"trainer.{name} must be >= 0, got {getattr(config, name):g}")
         if config.layer is not None:
             layer_of(config, model_config)
         if config.kl_parity != "none" and config.retain_loss != "kl":
@@ -116,6 +119,12 @@ class Method:
                 f"trainer.kl_parity={config.kl_parity} is a way to have the retain loss kl, this "
                 f"run has {config.retain_loss}; type trainer.retain_loss=kl"
             )
+
+    @classmethod
+    def reads_everywhere(cls, config: Config) -> bool:
+        """Whether `forget_loss` reads every position, so that no selection can tell it where."""
+        del config
+        return False
 
     def default_weighting(self) -> Weighting:
         """The weighting published with the method; a weighting in the config wins over it."""
@@ -150,7 +159,7 @@ def reference_needed(
     Raises ConfigError when the config asks for one that does not serve the losses.
     """
     needed = kind.reference_kind
-    if config.retain_loss not in ("nll", "uniform", "none") and "retain" in kind.objectives:
+    if config.retain_loss in ("kl", "states") and "retain" in kind.objectives:
         needed = "frozen"
     if needed == "frozen" and config.reference == "cached":
         raise ConfigError(

@@ -195,7 +195,10 @@ class Orthogonalized(Shaper):
             self._momentum = [torch.zeros_like(shards[i]) for i in matrices.shards]
         for i, momentum in zip(matrices.shards, self._momentum, strict=True):
             momentum.lerp_(shards[i], 1 - mu)
-            shards[i] = shards[i].lerp(momentum, mu) if self.config.nesterov else momentum.clone()
+            if self.config.nesterov:
+                shards[i].lerp_(momentum, mu)
+            else:
+                shards[i].copy_(momentum)
         matrices.replace_(shards, self._update)
         return Vector(shards, replicated=direction.replicated)
 

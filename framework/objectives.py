@@ -38,11 +38,17 @@ def check_parts(
     optimizer: Optimizer,
 ) -> None:
     """Raise ConfigError for parts that do not go together; the weighting takes on what it has."""
+    if not objectives:
+        raise ConfigError(
+            "trainer.retain_loss=none leaves this method nothing to learn; type "
+            "trainer.retain_loss=nll"
+        )
     balances = weighting is not None and (weighting.needs_gram or weighting.needs_losses)
     if balances and len(objectives) < 2:
         raise ConfigError(
-            f"weighting={type(weighting).__name__} balances two objectives, but this run has only "
-            f"{objectives[0]}; set weighting=none, or a method and trainer.retain_loss with both"
+            f"the weighting {type(weighting).__name__} balances two objectives, but this run has "
+            f"only {objectives[0]}; set weighting=none, or take a method with both, such as "
+            "trainer=grad_diff, and trainer.retain_loss=nll"
         )
     if weighting is not None:
         weighting.balance(objectives)
@@ -50,11 +56,12 @@ def check_parts(
     if optimizer.config.automatic_every and "retain" not in families:
         raise ConfigError(
             "optimizer.automatic_every fits the learning rate to the retain loss, which this run "
-            "does not have; set optimizer.automatic_every=0, or trainer.retain_loss=nll"
+            "does not have; set optimizer.automatic_every=0, or take a method with one, such as "
+            "trainer=grad_diff"
         )
     if perturbation is not None and not set(perturbation.objectives) & families:
         raise ConfigError(
-            f"perturbation={type(perturbation).__name__} perturbs the "
+            f"the perturbation {type(perturbation).__name__} perturbs the "
             f"{' and '.join(perturbation.objectives)} objective, which this run does not have; "
             "set perturbation=none"
         )

@@ -43,7 +43,7 @@ class Shaper(ABC):
 
     @abstractmethod
     def shaped(self, direction: Vector, matrices: Matrices) -> Vector:
-        """What to step along; `direction` stays as it is. Every rank takes part."""
+        """What to step along; consumes `direction`. Every rank takes part."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

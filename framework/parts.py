@@ -116,9 +116,9 @@ class Weighting(ABC):
         """Take on a run's objectives. Raises ConfigError for what it cannot balance."""
         if len(objectives) > 2 and not self.takes_sources:
             raise ConfigError(
-                f"weighting={type(self).__name__} balances one retain objective, this run has "
-                f"{len(objectives) - 1} ({', '.join(objectives[1:])}); set retain_by=all, or "
-                "weighting=none, ngdiff, primal_dual or log_barrier"
+                f"the weighting {type(self).__name__} balances one retain objective, this run has "
+                f"{len(objectives) - 1} ({', '.join(objectives[1:])}); set retain_by=all, or a "
+                "weighting that balances several, such as none or primal_dual"
             )
         self.objectives = objectives
 

@@ -74,7 +74,13 @@ class Preferred:
     """Of source=model, >= 1: tokens of an answer at most."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range and settings of another source."""
+        """Refuse numbers out of range, and pairs that another source would not make."""
+        if self.source != "model" and self.count != 1:
+            raise ConfigError(
+                f"trainer.preferred.count={self.count} is how many answers the model makes up for "
+                f"each row, but the source is {self.source}; type trainer.preferred.source=model "
+                "or count=1"
+            )
         if (self.source == "field") != bool(self.field):
             raise ConfigError(
                 "trainer.preferred.field names the field of trainer.preferred.source=field, got "

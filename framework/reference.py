@@ -51,6 +51,7 @@ class CachedReference(Reference):
         rows = laid_out(rows)
         starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0).tolist()
         self._starts = {row.id: start for row, start in zip(rows, starts, strict=False)}
+        assert len(self._starts) == len(rows), "two rows of one id"
         self._values = values.to(device)
 
     @classmethod

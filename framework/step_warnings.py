@@ -1,6 +1,6 @@
 """What a step's numbers warn of: each kind once per run, by the first rank, where they are logged.
 
-RoundingWarning      the parameters' precision swallowed the perturbation
+RoundingWarning      the parameters' precision swallowed the perturbation, or the step itself
 VanishingWarning     the forget gradient is zero: nothing more is forgotten
 CancellingWarning    the weighted gradients cancel: the step goes nowhere
 """
@@ -22,8 +22,14 @@ class CancellingWarning(UserWarning):
     """The objectives' weighted gradients add up to nothing."""
 
 
-def warnings_of(metrics: Mapping[str, float], step: int) -> Iterator[UserWarning]:
-    """What the numbers of `StepRecord.metrics` after `step` steps give cause for."""
+def warnings_of(
+    metrics: Mapping[str, float], step: int, *, geometric: bool
+) -> Iterator[UserWarning]:
+    """What the numbers of `StepRecord.metrics` after `step` steps give cause for.
+
+    `geometric`: whether the weights were made from the gradients themselves. Of other weights
+    gradients cancel where the run has arrived.
+    """
     norm, ratio, cosine = (
         metrics.get(f"train/perturbation/{name}", 1.0) for name in ("norm", "ratio", "cosine")
     )
@@ -39,12 +45,20 @@ def warnings_of(metrics: Mapping[str, float], step: int) -> Iterator[UserWarning
             "more is forgotten; end the run there (max_steps), or choose a loss that does not "
             "saturate, or check that the forget rows have tokens that count"
         )
-    elif _cancel(metrics):
+    elif geometric and _cancel(metrics):
         yield CancellingWarning(
             f"the objectives' weighted gradients cancel at step {step}: they are parallel and "
             "opposed, so that nothing can be forgotten without harm to what is kept; check that "
             "forget and retain rows differ, or choose another weighting"
         )
+
+
+def unfitted(step: int) -> RoundingWarning:
+    """The automatic learning rate cannot read along a step that was rounded away."""
+    return RoundingWarning(
+        f"most of step {step} was rounded away in the parameters' precision, so that no learning "
+        "rate can be fitted to it; set precision=fp32, or optimizer.automatic_every=0"
+    )
 
 
 def _cancel(metrics: Mapping[str, float]) -> bool:

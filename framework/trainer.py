@@ -28,7 +28,7 @@ from .optimizers import Optimizer
 from .parts import Perturbation, Plan, Weighting, Weights
 from .reference import Reference
 from .step_record import StepRecord
-from .step_warnings import warnings_of
+from .step_warnings import unfitted, warnings_of
 from .vectors import Gram, Vector, gram
 
 Batches = Mapping[str, Sequence[Rows]]
@@ -125,7 +125,8 @@ class UnlearningTrainer(Method):
     def _separate(self) -> bool:
         """Whether this step takes one gradient per objective rather than one in all."""
         every = self.config.compare_every
-        compared = every > 0 and self.steps_done % every == 0 and len(self.objectives) > 1
+        done = self.steps_done + 1  # as the loop counts, so that steps that are logged are compared
+        compared = every > 0 and (done == 1 or done % every == 0) and len(self.objectives) > 1
         asked = self.weighting.needs_gram or self.weighting.losses_first
         return asked or self.perturbation is not None or compared
 
@@ -198,7 +199,10 @@ class UnlearningTrainer(Method):
         return {"forget": self.forget_loss, "retain": self.retain_loss}[family(name)]
 
     def _update(self, direction: Vector, batches: Batches, record: StepRecord) -> bool:
-        """Clip, look for NaN, and step; the one host sync of a step is here. False: skipped."""
+        """Clip, look for NaN, and step. False: skipped.
+
+        The one host sync of a step is here; where the weighting reads the losses there is another.
+        """
         norm = direction.norm()
         record.norm = norm
         if not bool(torch.isfinite(norm)):
@@ -210,21 +214,27 @@ class UnlearningTrainer(Method):
         if self.automatic is None or not self.automatic.due(self.steps_done):
             self.engine.step(direction, record.learning_rate)
             return True
-        before = self.engine.weights()
+        moved = self.engine.weights().scale_(-1.0)
         self.engine.step(direction, record.learning_rate)
-        self._fit_learning_rate(self.engine.weights() - before, batches, record.learning_rate)
+        moved.add_(self.engine.weights())
+        self._fit_learning_rate(moved, batches, record.learning_rate)
         return True
 
     def _fit_learning_rate(self, moved: Vector, batches: Batches, rate: float) -> None:
-        """Read the retain loss along the line that the step went; the weights stay as they are."""
+        """Read the retain loss along the line that the step went; the weights stay as they are.
+
+        Consumes `moved`.
+        """
         assert self.automatic is not None
         down = self._mean_retain_loss(batches)
-        with self.engine.shifted(moved * -1.0) as shift:
+        with self.engine.shifted(moved.scale_(-1.0)) as shift:
             origin = self._mean_retain_loss(batches)
-            self.engine.shift(moved * -2.0)
+            self.engine.shift(moved.scale_(2.0))
             up = self._mean_retain_loss(batches)
-        if float(shift.ratio) > 0.5 and float(shift.cosine) > 0.5:  # else it was rounded away
+        if min(float(shift.ratio), float(shift.cosine)) > 0.5:
             self.automatic.fit(rate, up=up, origin=origin, down=down)
+        else:
+            self._say(unfitted(self.steps_done + 1))
 
     def _mean_retain_loss(self, batches: Batches) -> float:
         """The mean over the retain objectives of their losses here, dropout off."""
@@ -257,10 +267,15 @@ class UnlearningTrainer(Method):
 
     def _warn(self, metrics: Mapping[str, float]) -> None:
         """Say what the step's numbers give cause for, each kind once."""
-        for warning in warnings_of(metrics, self.steps_done):
-            if type(warning) not in self._warned and is_main():
-                warnings.warn(warning, stacklevel=3)
-            self._warned.add(type(warning))
+        geometric = self.weighting.needs_gram
+        for warning in warnings_of(metrics, self.steps_done, geometric=geometric):
+            self._say(warning)
+
+    def _say(self, warning: UserWarning) -> None:
+        """Warn on the first rank, once of each kind."""
+        if type(warning) not in self._warned and is_main():
+            warnings.warn(warning, stacklevel=4)
+        self._warned.add(type(warning))
 
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs beside the engine."""
@@ -299,11 +314,10 @@ class UnlearningTrainer(Method):
 
 def _weighted_sum(gradients: dict[str, Vector], weights: Weights) -> Vector:
     """The direction; consumes the gradients."""
-    names = iter(gradients)
-    first = next(names)
-    direction = gradients[first].scale_(weights[first])
-    for name in names:
-        direction.add_(gradients[name], weights[name])
+    first, *rest = gradients
+    direction = gradients.pop(first).scale_(weights[first])
+    for name in rest:
+        direction.add_(gradients.pop(name), weights[name])
     return direction
 
 

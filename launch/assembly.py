@@ -58,6 +58,12 @@ def check(config: DictConfig, benchmark: Benchmark) -> None:
             f"selection={config.selection.name} selects among the tokens to forget, but trainer="
             f"{config.trainer.name} forgets nothing; type selection=none"
         )
+    if build(config.selection) is not None and method.reads_everywhere(settings):
+        raise ConfigError(
+            f"selection={config.selection.name} chooses tokens, but trainer={config.trainer.name} "
+            "as it is set reads every position alike; type selection=none"
+        )
+    training_texts(config, benchmark, method)
     skeleton = build(config.tuning).apply(build(config.model).skeleton())
     method.check(settings, skeleton.config)
     optimizer: Optimizer = build(config.optimizer)
@@ -155,10 +161,11 @@ def retain_sources(config: DictConfig, benchmark: Benchmark) -> dict[str, set[st
     """The retain rows' ids by task, where each task counts by itself; else nothing."""
     if config.retain_by == "all":
         return {}
-    if "forget" not in part_of(config.trainer)[0].objectives:
+    method, settings = part_of(config.trainer)
+    if set(objectives_of(method.objectives, settings.retain_loss)) != {"forget", "retain"}:
         raise ConfigError(
-            f"retain_by=task is for a method that forgets; trainer={config.trainer.name} has one "
-            "objective only; set retain_by=all"
+            f"retain_by=task is for a method that forgets and retains; trainer="
+            f"{config.trainer.name} as it is set has one objective only; set retain_by=all"
         )
     by_task: dict[str, set[str]] = {}
     for example in benchmark.splits()["retain"]:

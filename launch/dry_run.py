@@ -11,9 +11,11 @@ from framework.config import part_of
 from framework.engine import trained
 from framework.memory import GIB, model_state_bytes
 from framework.method import reference_needed
+from framework.objectives import objectives_of
 from framework.terminal import table
 from framework.tuning import parameter_counts
 
+from .assembly import retain_sources
 from .rows import pairs_of
 from .settings import steps_of
 
@@ -26,7 +28,9 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     parameters, trainable = parameter_counts(module)
     name, rows_learned = learned_rows(config, benchmark)
     per_epoch = steps_per_epoch(config, benchmark)
-    weighting, _ = part_of(config.weighting)
+    weighting = build(config.weighting)
+    sources = list(retain_sources(config, benchmark))
+    objectives = objectives_of(method.objectives, settings.retain_loss, sources)
     asked = weighting is not None and (weighting.needs_gram or weighting.losses_first)
     apart = asked or config.perturbation["class"] is not None
     needed = reference_needed(method, settings)
@@ -38,8 +42,13 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
         ranks=ranks,
         offload=config.zero.get("offload", "none") == "cpu",
         bf16=config.precision == "bf16",
-        vectors=(len(method.objectives) - 1 if apart or settings.compare_every else 0)
-        + (3 if config.perturbation["class"] is not None else 0),
+        vectors=(len(objectives) - 1 if apart or settings.compare_every else 0)
+        + (0 if weighting is None else len(weighting.running_means))
+        + int(config.averaging["class"] is not None)
+        + max(
+            3 if config.perturbation["class"] is not None else 0,
+            2 if config.optimizer.get("automatic_every") else 0,
+        ),
         frozen_copies=int(needed == "frozen" and config.tuning.name != "lora"),
         optimizer=build(config.optimizer).state_bytes(trained(module)),
     )

@@ -83,10 +83,11 @@ def _paired(
             name = f"{example.id}#{k}" if len(texts) > 1 else example.id
             given.append(replace(row, id=name))
             preferred.append(Example(f"{name}/preferred", example.prompt, text))
-    if len({row.id for row in given}) < len(given):
+    names = [*(row.id for row in given), *(example.id for example in preferred)]
+    if len(set(names)) < len(names):
         raise DataError(
-            "forget rows have ids that end in #1, #2, ..., which are the names of their pairs; "
-            "give the rows other ids"
+            "forget rows have ids that end in #1, #2, ... or in /preferred, which are the names of "
+            "their pairs; give the rows other ids"
         )
     pairs = zip(given, _encoded("preferred answers", preferred, model), strict=True)
     return [replace(row, preferred=answer) for row, answer in pairs]

@@ -30,7 +30,7 @@ class Constrained(Weighting):
         """Weight of the forget objective, > 0."""
         level: float | dict[str, float] = 0.3
         """What the retain loss may be, in nats, > 0; by default as a number. With retain_by=task
-        one number for all tasks, or a number for each: {biography: 0.2, story: 0.5}."""
+        one number for all tasks, or a number for each: {author: 0.2, story: 0.5}."""
         relative: bool = False
         """Whether `level` is the share by which the retain loss may exceed that of the first step,
         which is before unlearning: (1 + level) times it."""
@@ -66,10 +66,13 @@ class Constrained(Weighting):
         if not isinstance(level, dict):
             return level
         if level.keys() != {name.partition("/")[2] for name in self.duals} or not source:
+            tasks = [name.partition("/")[2] for name in self.duals]
+            each = ", ".join(f"{task}: 0.3" for task in tasks)
+            said = f" or one for each task, 'weighting.level={{{each}}}'" if all(tasks) else ""
             raise ConfigError(
                 f"weighting.level has a number for {', '.join(level)}; this run's retain "
-                f"objectives are {', '.join(self.duals)}: give one number for all, or set "
-                "retain_by=task and give one for each task"
+                f"objectives are {', '.join(self.duals)}: type one number, weighting.level=0.3,"
+                f"{said or ' or set retain_by=task too'}"
             )
         return level[source]
 
@@ -87,7 +90,7 @@ class Constrained(Weighting):
 
     def update(self, losses: Mapping[str, float]) -> None:
         """See `Weighting.update`."""
-        if not all(math.isfinite(losses[name]) for name in self.duals):
+        if not all(math.isfinite(loss) for loss in losses.values()):
             return  # the step will be refused, or skipped as if it had not been
         for name in self.duals:
             if name not in self.levels:

@@ -17,6 +17,9 @@ class GRU(Weighting):
     retain gradients: m <- rate g_r + (1 - rate) m, the first g_r at the first step. One noisy
     retain batch then no longer decides. Unlike PCGrad, the retain gradient itself is not followed
     unless `retain` says so. `train/retain/gradient_norm` and `train/cosine` are of m.
+
+    tmlr-group/GRU begins its mean at 0, so that its first gradient counts only `rate` in the second
+    mean; its variant with a retain term adds the step's own retain gradient, not the mean.
     """
 
     needs_gram: ClassVar[bool] = True

@@ -37,6 +37,12 @@ class NPOMuse(UnlearningTrainer):
 
     config: Config
 
+    @classmethod
+    def reads_everywhere(cls, config: UnlearningTrainer.Config) -> bool:
+        """See `Method.reads_everywhere`."""
+        del config
+        return True
+
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over positions and vocabulary of -2/beta log sigmoid(beta (z_ref - z))."""
         beta, every = self.config.beta, rows.everywhere()

@@ -73,7 +73,8 @@ class PrimalDual(Constrained):
             if (self.steps + 1) % share:
                 self._excess[objective] = excess
                 return self.duals[objective]
-        if self.config.warmup and self.steps < self.config.warmup * self._known_plan().steps:
+        warm = self.config.warmup and round(self.config.warmup * self._known_plan().steps, 6)
+        if self.steps < warm:
             return self.duals[objective]
         dual = max(0.0, self.duals[objective] + self.config.rate * excess / share)
         if dual >= self.config.cap and excess > 0:

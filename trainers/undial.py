@@ -38,6 +38,11 @@ class UNDIAL(UnlearningTrainer):
 
     config: Config
 
+    @classmethod
+    def reads_everywhere(cls, config: UnlearningTrainer.Config) -> bool:
+        """See `Method.reads_everywhere`."""
+        return isinstance(config, cls.Config) and config.prompt_parity
+
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over tokens of the cross-entropy to softmax(z_ref - beta onehot(y))."""
         if self.config.prompt_parity:

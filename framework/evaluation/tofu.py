@@ -183,12 +183,13 @@ def _further_values(scores: Scores, splits: Mapping[str, Sequence[Example]]) -> 
     for split, rows in splits.items():
         for row in rows:
             score = scores[split][row.id]
-            for name, value in _of_row(score, row.answer).items():
+            paraphrased = "paraphrased_answer" in row.fields
+            for name, value in _of_row(score, row.answer, paraphrased=paraphrased).items():
                 found[f"{split}/{name}"][row.id] = value
     return dict(found)
 
 
-def _of_row(score: RowScores, answer: str) -> dict[str, float | None]:
+def _of_row(score: RowScores, answer: str, *, paraphrased: bool) -> dict[str, float | None]:
     own: TokenScores = score.answer
     values = {
         "answer_tokens": float(len(own.log_probs) - 1),
@@ -196,7 +197,7 @@ def _of_row(score: RowScores, answer: str) -> dict[str, float | None]:
         "min_k": metrics.min_k(own.log_probs[:-1].tolist(), MIN_K_SHARE),
         "zlib": metrics.zlib_ratio(own.nll, answer),
     }
-    if score.right is not None and score.right is not own:
+    if score.right is not None and paraphrased:
         values["paraphrased_nll"] = metrics.mean([score.right.nll])
         values["paraphrased_probability"] = metrics.probability(score.right.nll)
     for i, wrong in enumerate(score.wrong):

@@ -48,6 +48,7 @@ CONSTRAINED: list[dict[str, Any]] = [
     {"weighting": "primal_dual_relative", "perturbation": "sam"},
     {"weighting": "log_barrier"},
     {"weighting": "primal_dual", "method": "breaks_once"},
+    {"weighting": "log_barrier", "method": "breaks_once"},
 ]
 REMEMBERING = {"weighting": "gru", "averaged": True}
 AUTOMATIC = {"method": "finetune", "optimizer": "adamw", "automatic_every": 1}

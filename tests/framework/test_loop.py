@@ -150,3 +150,11 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(tmp_path: Path) -> None
 
     assert run.was_training == [False, False]
     assert not run.trainer.model.module.training
+
+
+def test_steps_that_are_logged_are_steps_whose_gradients_are_compared(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.trainer.config.compare_every = 4
+    logged = run.train(Loop(steps=8, log_every=2))
+
+    assert [line["step"] for line in logged if "train/cosine" in line] == [4, 8]

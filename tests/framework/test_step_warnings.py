@@ -48,11 +48,11 @@ def test_a_saturated_forget_loss_under_blur_is_warned_of():
 def test_gradients_that_do_not_cancel_are_no_cause():
     for b in ((0.0, 4.0), (9.0, 12.001)):
         trainer = bowls((0.0, 0.0), b, NormalizedGradients(NormalizedGradients.Config()))
-        assert list(warnings_of(trainer.metrics(), 1)) == []
+        assert list(warnings_of(trainer.metrics(), 1, geometric=True)) == []
 
 
 def test_a_step_that_was_skipped_is_no_cause():
     nan = float("nan")
     names = ("forget/gradient_norm", "forget/weight", "retain/gradient_norm", "retain/weight")
     numbers = {f"train/{name}": nan for name in (*names, "gradient_norm", "perturbation/ratio")}
-    assert list(warnings_of(numbers, 3)) == []
+    assert list(warnings_of(numbers, 3, geometric=True)) == []

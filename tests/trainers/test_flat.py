@@ -51,6 +51,18 @@ def test_a_probability_is_the_mean_over_the_answers_tokens(divergence):
     assert loss.item() == pytest.approx(BOUNDS[divergence](p, p).item(), abs=1e-7)
 
 
+def test_the_answer_to_forget_is_the_one_that_is_lowered():
+    # a table of one favoured token, probability q, the other 63 share the rest: KL's bound by hand
+    trainer = flat("kl")
+    logits = torch.zeros(64)
+    logits[5] = math.log(63.0)  # q = 1/2, the others 1/126
+    trainer.model.logits = lambda rows: logits.expand(len(rows.targets), 64)
+    given, other = Row("g", (1, 5, 5), (0.0, 1.0, 1.0)), Row("g/p", (1, 7, 5), (0.0, 1.0, 1.0))
+    pair = Row(given.id, given.input_ids, given.weights, preferred=other)
+    right = math.exp(0.5 - 1) - (1 / 126 + 1 / 2) / 2
+    assert trainer.forget_loss(tiny.packed([pair])).item() == pytest.approx(right, rel=1e-6)
+
+
 def test_a_silent_row_has_a_gradient_without_nan():
     trainer = flat("kl")
     pair, other = tiny.pairs(2, name="silent")
@@ -61,5 +73,10 @@ def test_a_silent_row_has_a_gradient_without_nan():
 
 
 def test_it_needs_neither_retain_rows_nor_a_reference():
-    assert FLAT.reference_kind is None
-    assert FLAT.prefers
+    optimizer = tiny.optimizer("sgd", clip=None)
+    config = FLAT.Config(retain_loss="none", compare_every=0)
+    trainer = FLAT(config, engine=tiny.local_engine(optimizer), optimizer=optimizer)
+    batch = tiny.packed(tiny.pairs(3, name="flat"))
+    before = trainer.forget_loss(batch).item()
+    trainer.step({"forget": [batch]}, learning_rate=0.1)
+    assert trainer.forget_loss(batch).item() < before

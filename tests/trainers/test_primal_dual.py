@@ -160,8 +160,11 @@ def test_accumulation_does_not_change_the_dual(relative):
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
-def test_a_step_that_was_skipped_teaches_nothing():
-    run = trainer(tiny.BreaksOnce, on_nonfinite="skip")
+@pytest.mark.parametrize(
+    "weighting", [part(level=4.0), LogBarrier(LogBarrier.Config(level=8.0, growth=2.0))]
+)
+def test_a_step_that_was_skipped_teaches_nothing(weighting):
+    run = trainer(tiny.BreaksOnce, on_nonfinite="skip", weighting=weighting)
     tiny.train(run, PLAN[:1], tokens=30)
     before = run.weighting.state_dict()
     tiny.train(run, PLAN[1:2], tokens=30)
