@@ -198,7 +198,9 @@ def _resolved(section: dict[str, Any], group: str, allowed: Sequence[str]) -> di
         return {"name": name, "class": path, **untyped(typed(schema, settings, group))}
     for key in settings:
         others = hint("", allowed, "choices")
-        raise ConfigError(f"{group}={name} has no setting {key!r}; choose a {group} first{others}")
+        raise ConfigError(
+            f"{group}={name} has no setting {key!r}; choose {group}=<choice> first{others}"
+        )
     return {"name": name, "class": None}
 
 

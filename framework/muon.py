@@ -118,9 +118,11 @@ class Muon(Optimizer):
 
     def about(self, parameters: Sequence[Trained]) -> str:
         """See `Optimizer.about`."""
+        taken = sum(map(is_hidden_matrix, parameters))
+        rest = "" if taken == len(parameters) else "; AdamW takes the rest"
         return (
-            f"Muon takes {sum(map(is_hidden_matrix, parameters))} hidden matrices, "
-            f"{share(parameters):.0%} of the trained weights; AdamW takes the rest"
+            f"Muon takes {taken} hidden matrices, {share(parameters):.0%} of the trained weights"
+            f"{rest}"
         )
 
 

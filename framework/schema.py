@@ -61,6 +61,7 @@ def _collection(annotation: Any, value: Any, path: str) -> Any:
     """The given items as those of the annotated list, tuple or dict."""
     kind, options = get_origin(annotation), get_args(annotation)
     if kind is dict and isinstance(value, Mapping):
+        _check_colons(value, path)
         return {str(key): typed(options[1], v, f"{path}.{key}") for key, v in value.items()}
     if kind is dict or isinstance(value, Mapping):
         raise ConfigError(f"{path} must be {in_words(annotation)}, got {shown(value)}")
@@ -70,6 +71,15 @@ def _collection(annotation: Any, value: Any, path: str) -> Any:
         raise ConfigError(f"{path} must be a list of {len(items)}, got {shown(value)}")
     pairs = enumerate(zip(items, value, strict=True))
     return kind(typed(item, v, f"{path}[{i}]") for i, (item, v) in pairs)
+
+
+def _check_colons(given: Mapping[Any, Any], path: str) -> None:
+    """Refuse `{a:1}`, which to YAML is the key `a:1` without a value."""
+    for key, value in given.items():
+        name, colon, rest = str(key).partition(":")
+        if colon and _value(value) is None:
+            place = f"{path}: " if path else ""
+            raise ConfigError(f"{place}write `{name}: {rest}`, with a space after the colon")
 
 
 def _scalar(annotation: Any, given: Any, path: str) -> Any:
@@ -125,6 +135,7 @@ def _instance(schema: Any, given: Any, path: str, start: Any = None) -> Any:
     fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
     hints = get_type_hints(schema)
     prefix = f"{path}." if path else ""
+    _check_colons(settings, path)
     for key in settings:
         if key not in fields:
             close = hint(str(key), list(fields), "settings")

@@ -134,8 +134,9 @@ class Sweep:
 
 def read_sweep(path: Path, *, folder: Path | None, extra: Sequence[str] = ()) -> Sweep:
     """The sweep in the file `path`; `extra` settings win over the file's."""
+    content = plain(load(path))
     try:
-        read = typed(SweepFile, plain(load(path)), "")
+        read = typed(SweepFile, content, "")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     given = dict(_split(text) for text in extra)
@@ -145,6 +146,8 @@ def read_sweep(path: Path, *, folder: Path | None, extra: Sequence[str] = ()) ->
         _check(settings, given, name)
         variants.append(Variant(name, _expanded(settings, extra, name)))
     _check_shape(path, read, variants)
+    if not read.settings and [*read.variants] == [""]:
+        raise ConfigError(f"{path} says nothing to run; give it `settings:` or `variants:`")
     return Sweep(
         name=path.stem,
         folder=folder or Path("runs") / path.stem,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from framework import ConfigError
 from framework.distributed import is_main
 from framework.parts import Plan
 
@@ -50,7 +51,11 @@ class PrimalDual(Constrained):
             require("dual", self.dual, at_least=0)
             require("rate", self.rate, above=0)
             require("warmup", self.warmup, at_least=0, below=1)
-            require("cap", self.cap, at_least=self.dual)
+            require("cap", self.cap, above=0)
+            if self.cap < self.dual:
+                raise ConfigError(
+                    f"weighting.cap must be >= weighting.dual={self.dual:g}, got {self.cap:g}"
+                )
 
     config: Config
 

@@ -382,7 +382,7 @@ ENTRY = "(settings: trainer, benchmark, perturbation, name, steps, resume, note,
         (
             ["perturbation.rho=1"],
             (
-                "perturbation=none has no setting 'rho'; choose a perturbation first "
+                "perturbation=none has no setting 'rho'; choose perturbation=<choice> first "
                 "(choices: none, sam)"
             ),
         ),

@@ -217,7 +217,17 @@ def test_it_says_which_share_of_the_weights_it_takes():
     # 2 layers of 2 x 32^2 + 2 x 32 x 16 + 3 x 32 x 64 = 9216; tables 2 x 64 x 32; norms 5 x 32
     about = tiny.optimizer("muon", clip=None).about(trained(tiny.module()))
     share = round(100 * 18432 / (18432 + 4096 + 160))
-    assert about.startswith(f"Muon takes 14 hidden matrices, {share}% of the trained weights")
+    assert about == (
+        f"Muon takes 14 hidden matrices, {share}% of the trained weights; AdamW takes the rest"
+    )
+
+
+def test_it_names_no_rest_where_there_is_none():
+    module = tiny.module()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_("proj" in name)
+    about = tiny.optimizer("muon", clip=None).about(trained(module))
+    assert about == "Muon takes 14 hidden matrices, 100% of the trained weights"
 
 
 # ---- a whole model -------------------------------------------------------------------------------

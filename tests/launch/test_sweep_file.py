@@ -133,6 +133,9 @@ def test_a_settings_name_is_a_folder_of_its_own(read) -> None:
         ("select: {forget: [x], retain: [y], seeds: [7]}", "select.seeds [7] must be among seeds"),
         ("select: {forget: [], retain: [y]}", "each need a metric"),
         ("select: {retain: [y]}", "select.forget must be given"),
+        ("", "study.yaml says nothing to run; give it `settings:` or `variants:`"),
+        ("settings: {epochs:1}", "settings: write `epochs: 1`, with a space after the colon"),
+        ("- 1", "study.yaml must hold `key: value` lines"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(read, text: str, message: str) -> None:
@@ -141,6 +144,7 @@ def test_a_mistake_in_the_file_is_one_line(read, text: str, message: str) -> Non
 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).count("study.yaml") <= 1
 
 
 def test_variants_that_could_choose_from_more_settings_than_others_are_refused(read) -> None:

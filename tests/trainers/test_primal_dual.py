@@ -213,7 +213,7 @@ def test_a_constraint_needs_a_positive_level_and_something_to_minimize(kind, set
         ({"rate": math.inf}, "weighting.rate must be > 0 and finite, got inf"),
         ({"dual": -1.0}, "weighting.dual must be >= 0, got -1"),
         ({"warmup": 1.0}, "weighting.warmup must be >= 0 and < 1, got 1"),
-        ({"dual": 100.0, "cap": 50.0}, "weighting.cap must be >= 100, got 50"),
+        ({"dual": 100.0, "cap": 50.0}, "weighting.cap must be >= weighting.dual=100, got 50"),
     ],
 )
 def test_numbers_out_of_their_range_are_refused(settings, message):
