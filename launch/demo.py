@@ -21,7 +21,7 @@ from framework.errors import ConfigError, RunExistsError
 from framework.evaluation.report import summary_tables, write_report
 from framework.terminal import say, table
 
-from .entry import run_entry
+from .entry import Parser, run_entry
 from .prepare import prepare
 from .settings import CONFIGS, RunSettings
 from .side_by_side import train_side_by_side
@@ -43,7 +43,7 @@ BATCH_SIZE = {"mini": 32, "mini_small": 16}
 
 def main(arguments: list[str]) -> None:
     """Prepare, unlearn twice at the same time, report."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch.demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,19 +1,30 @@
 """The frame of every entry point: a user's mistake becomes one line and exit code 2."""
 
+import argparse
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import torch
 
 from framework.distributed import disconnect, launcher_rank, local_rank
-from framework.errors import LetheError
+from framework.errors import ConfigError, LetheError
 from framework.terminal import say
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+OURS = ("framework", "launch", "trainers")
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse's parser, but what it cannot read is a user's mistake like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError, where argparse prints its usage and ends the process."""
+        raise ConfigError(f"{message}; --help says what there is")
 
 
 def run_entry(main: Callable[[list[str]], None]) -> None:
@@ -29,6 +40,8 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it has to find out
     warnings.showwarning = _show_warning
+    # a hub that is not reached is told once, at the end, and not at each of its retries
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     try:
         main(arguments)
     except (LetheError, OSError) as error:
@@ -52,7 +65,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Our own warnings are of the user's rows and settings: one line, without a place in code."""
-    if category.__module__.partition(".")[0] == "framework":
+    if category.__module__.partition(".")[0] in OURS:
         say(f"warning: {message}")
         return
     text = warnings.formatwarning(message, category, filename, lineno, line)

@@ -12,12 +12,12 @@ from pathlib import Path
 from framework.evaluation.report import summary_tables, write_report
 from framework.terminal import say, table
 
-from .entry import run_entry
+from .entry import Parser, run_entry
 
 
 def main(arguments: list[str]) -> None:
     """Read the run folders, print their table, write the report."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

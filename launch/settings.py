@@ -19,6 +19,8 @@ from framework.config import compose, describe, plain
 from framework.errors import ConfigError
 from framework.schema import untyped
 
+from .entry import Parser
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 REPEATABLE = (
     *("output", "resume", "cache", "tracker", "log_every", "save_every", "keep_checkpoints"),
@@ -88,7 +90,7 @@ def parse(
     arguments: Sequence[str], *, entry: str, schema: type, about: str
 ) -> tuple[DictConfig, argparse.Namespace]:
     """The resolved config of `entry` and the options beside it; --help ends the process."""
-    parser = argparse.ArgumentParser(prog=f"python -m launch.{entry}", add_help=False)
+    parser = Parser(prog=f"python -m launch.{entry}", add_help=False)
     parser.add_argument("--help", "-h", action="store_true")
     if entry == "train":
         parser.add_argument("--dry-run", action="store_true")
@@ -148,10 +150,7 @@ def as_overrides(group: str, section: Mapping[str, Any] | DictConfig) -> list[st
 
 def run_name(config: DictConfig) -> str:
     """What tells a run from its neighbors: benchmark, method, parts, seed."""
-    parts = [config[group].name for group in PARTS]
-    chosen = [name for name in parts if name != "none"]
-    if config.optimizer.name != "adamw":
-        chosen.append(config.optimizer.name)
+    chosen = _chosen(config)
     if config.finetune_on != "retain":
         chosen.append(config.finetune_on)
     names = [config.benchmark.name, config.trainer.name, *chosen]
@@ -160,8 +159,17 @@ def run_name(config: DictConfig) -> str:
 
 def label(config: DictConfig) -> str:
     """The run in a table: `blur x npo`."""
-    parts = [config[group].name for group in PARTS]
-    return " x ".join([*(name for name in parts if name != "none"), config.trainer.name])
+    return " x ".join([*_chosen(config), config.trainer.name])
+
+
+def _chosen(config: DictConfig) -> list[str]:
+    """What a run has beside its method that others have not."""
+    chosen = [config[group].name for group in PARTS if config[group].name != "none"]
+    if config.optimizer.name != "adamw":
+        chosen.append(config.optimizer.name)
+    if config.get("retain_by") == "task":  # a config of an earlier version may lack it
+        chosen.append("by_task")
+    return chosen
 
 
 def check_same(config: DictConfig, earlier: DictConfig) -> None:

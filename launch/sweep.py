@@ -24,7 +24,7 @@ from framework.errors import ConfigError
 from framework.terminal import say, table
 
 from . import train
-from .entry import run_entry
+from .entry import Parser, run_entry
 from .outcome import is_finished
 from .sweep_configs import Configs
 from .sweep_file import Sweep, SweepRun, read_sweep
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch.sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,6 +58,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "settings",
         nargs="*",
+        default=[],  # without it argparse calls them required
         help="settings of all runs, such as epochs=1; they win over the file's",
     )
     what = parser.add_mutually_exclusive_group()

@@ -14,12 +14,12 @@ from framework.evaluation.tofu_logs import read_log
 from framework.evaluation.tofu_metrics import beside
 from framework.terminal import table
 
-from .entry import run_entry
+from .entry import Parser, run_entry
 
 
 def main(arguments: list[str]) -> None:
     """Read the log, compare it with the retained model's, print a table."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch.tofu_log",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -13,6 +13,7 @@ import pytest
 from framework.encoding import TruncationWarning
 from framework.errors import DataError
 from launch.entry import run_entry
+from trainers.primal_dual import DualCapWarning
 
 
 def main(arguments: list[str]) -> None:
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> None:
         raise ZeroDivisionError("ours")
     if "warnings" in arguments:
         warnings.warn("2 rows were cut", TruncationWarning, stacklevel=1)
+        warnings.warn("the dual reached its cap", DualCapWarning, stacklevel=1)
         warnings.warn("of a library", FutureWarning, stacklevel=1)
     print(arguments)  # noqa: T201 - a command prints its results
 
@@ -88,10 +90,11 @@ def test_an_interrupt_leaves_as_shells_expect(run) -> None:
 @pytest.mark.filterwarnings("default")
 def test_a_warning_of_rows_is_one_line_and_a_librarys_says_where(run) -> None:
     code, _, said = run("warnings")
-    first, second, *_ = said.splitlines()
+    first, method, second, *_ = said.splitlines()
 
     assert code == 0
     assert first == "warning: 2 rows were cut"
+    assert method == "warning: the dual reached its cap"
     assert second.endswith("FutureWarning: of a library")
     assert second.startswith(__file__)
 

@@ -29,6 +29,7 @@ SETTINGS = {
     "finetune_on=target": "finetune_on=target is for trainer=finetune; trainer=npo forgets",
     "gold=nowhere": "there is no evaluation at nowhere; make one: python -m launch.eval run=now",
     "keep_checkpoints=0": "keep_checkpoints must be at least 1, got 0",
+    "--config": "argument --config: expected one argument; --help says what there is",
     "log_every=-1": "log_every must be at least 0, got -1",
 }
 COMBINATIONS = {
@@ -70,7 +71,17 @@ COMBINATIONS = {
     ("trainer=altpo", "trainer.preferred.temperature=0"): (
         "trainer.preferred.temperature must be > 0, got 0"
     ),
-    ("weighting=none", "weighting.gamma=1"): "weighting=none has no setting 'gamma'; choose a ",
+    (
+        "weighting=none",
+        "weighting.gamma=1",
+    ): "weighting=none has no setting 'gamma'; choose weighting=<choice> first (",
+    ("weighting=primal_dual", "weighting.dual=2000"): (
+        "weighting.cap must be >= weighting.dual=2000, got 1000"
+    ),
+    ("weighting=primal_dual", "retain_by=task", "weighting.level={author:0.2}"): (
+        "weighting.level: write `author: 0.2`, with a space after the colon"
+    ),
+    ("benchmark=lume", "benchmark.path=nowhere", "--dry-run"): "LUME needs the folder of its rel",
     ("benchmark=lume",): "LUME needs the folder of its released files, but none is set: clone ",
     ("benchmark=lume", "benchmark.path=nowhere"): "LUME needs the folder of its released files, ",
     ("model=pretrained",): "model.path is empty; type model.path=<folder or hub name>",
@@ -236,6 +247,23 @@ def test_an_output_that_cannot_be_made_is_one_line(shell, tmp_path: Path) -> Non
     said = shell.mistake("train", *shell.small(f"output={output}"))
 
     assert said == f"output={output} cannot be made: Not a directory"
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments", "message"),
+    [
+        ("sweep", [], "the following arguments are required: file; --help says what there is"),
+        ("sweep", ["a.yaml", "--jobs", "two"], "argument --jobs: invalid int value: 'two'; --hel"),
+        ("sweep", ["a.yaml", "--local", "--report"], "argument --report: not allowed with argume"),
+        ("sweep", ["nowhere.yaml"], "no config file at nowhere.yaml"),
+        ("tofu_log", ["a.json", "--gold"], "unrecognized arguments: --gold; --help says what"),
+        ("report", [], "the following arguments are required: runs; --help says what there is"),
+    ],
+)
+def test_a_command_that_cannot_be_read_is_one_line(
+    entry: str, arguments: list[str], message: str, shell
+) -> None:
+    assert shell.mistake(entry, *arguments).startswith(message)
 
 
 def test_evaluating_what_is_no_run_is_one_line(shell, tmp_path: Path) -> None:

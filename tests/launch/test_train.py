@@ -16,7 +16,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from framework.config import choices
-from launch.settings import CONFIGS
+from launch.settings import CONFIGS, RunSettings, label, parse
 
 ROOT = Path(__file__).parents[2]
 SCHEDULE = ["optimizer.schedule=cosine", "optimizer.warmup=0.3", "perturbation=sam"]
@@ -267,6 +267,26 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (run / "model").exists()
     assert steps_in(run) == [1]
+
+
+@pytest.mark.parametrize(
+    ("given", "folder", "shown"),
+    [
+        ([], "runs/mini-npo-seed0", "npo"),
+        (["weighting=blur"], "runs/mini-npo-blur-seed0", "blur x npo"),
+        (["retain_by=task"], "runs/mini-npo-by_task-seed0", "by_task x npo"),
+        (["optimizer=muon"], "runs/mini-npo-muon-seed0", "muon x npo"),
+    ],
+)
+def test_what_tells_runs_apart_is_in_their_folder_and_label(
+    given: list[str], folder: str, shown: str
+) -> None:
+    config, _ = parse(
+        ["trainer=npo", "benchmark=mini", *given], entry="train", schema=RunSettings, about=""
+    )
+
+    assert config.output == folder
+    assert label(config) == shown
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(shell, tmp_path: Path) -> None:
