@@ -22,7 +22,6 @@ from .settings import steps_of
 
 def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     """Print the resolved config, parameter count, memory per rank, and steps."""
-    print(OmegaConf.to_yaml(config).rstrip())
     method, settings = part_of(config.trainer)
     module = build(config.tuning).apply(build(config.model).skeleton())
     parameters, trainable = parameter_counts(module)
@@ -64,6 +63,7 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
         ["host memory per rank, model states", f"{states['host'] / GIB:.2f} GiB"],
         ["run folder", str(Path(config.output))],
     ]
+    print(OmegaConf.to_yaml(config).rstrip())
     table("dry run (activations and logits come on top)", ["what", "value"], rows)
 
 

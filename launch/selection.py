@@ -5,7 +5,8 @@
     python -m launch.selection --config runs/x/config.yaml
 
 Takes what launch.train takes. In a terminal the selected tokens are colored, elsewhere they stand
-in [brackets]; prompts are never selected. With --config it shows what that run was trained on.
+in [brackets]; prompts are never selected. scores=true lists each token's score instead; `*` marks
+the selected ones. With --config it shows what that run was trained on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ViewSettings(RunSettings):
     rows: int = 5
     """How many forget rows are shown, evenly spaced; the selection is made among all."""
     scores: bool = False
-    """List every token of the answer with its score instead."""
+    """List every token of the answer with its score instead, the selected ones marked."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -50,6 +51,8 @@ def main(arguments: list[str]) -> None:
     config, options = parse(arguments, entry="selection", schema=ViewSettings, about=__doc__ or "")
     benchmark: Benchmark = build(config.benchmark)
     check(config, benchmark)
+    if build(config.selection) is None:
+        raise ConfigError("selection=none selects every token; type selection=su, or another")
     if needs_target(config):
         prepare(config, benchmark)
     source: ModelSource = build(config.model)
@@ -62,8 +65,7 @@ def main(arguments: list[str]) -> None:
         rows = training_rows(config, texts, model, folder=folder)
         kept = folder / "selection.pt"
         found = selection(config, rows, model, file=kept if kept.is_file() else None)
-    if found is None:
-        raise ConfigError("selection=none selects every token; type selection=su, or another")
+    assert found is not None, "there is a selection"
     total, shown = len(found.rows), min(config.rows, len(found.rows))
     for i in (k * total // shown for k in range(shown)):
         show(rows["forget"][i], found.rows[i], found.scores[i], model, listed=config.scores)

@@ -58,6 +58,7 @@ def test_the_scores_can_be_listed(shell) -> None:
     assert len(scores) > 4
     assert set(scores) <= {s for s in scores if 0 <= s <= 1}
     assert "'<eos>'" in shown.out
+    assert re.search(r"\d\.\d{3} ?\*", shown.out), "the selected ones carry a star"
 
 
 def test_a_run_shows_what_it_was_trained_on(shell, tmp_path: Path) -> None:
@@ -80,7 +81,8 @@ def test_mistakes_are_one_line(shell, tmp_path: Path) -> None:
     assert shell.mistake("train", *small, "selection=su", "selection.threshold=2").startswith(
         "selection.threshold must be in [0, 1) or null, got 2"
     )
-    assert shell.mistake("selection", *small, "selection=none").startswith(
+    # the last cache holds no target model, and none is made
+    assert shell.mistake("selection", *small, f"cache={tmp_path}", "selection=none").startswith(
         "selection=none selects every token; type selection=su"
     )
     assert shell.mistake("selection", *small, "rows=0") == "rows must be at least 1, got 0"
