@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from .data import Example
-from .distributed import barrier, broadcast_object, is_main
+from .distributed import broadcast_object, is_main
 from .errors import CheckpointError, ConfigError, DataError
+from .kept import keep
 from .language_model import LanguageModel
 from .sampling import Sampling
 
@@ -75,12 +76,6 @@ class Preferred:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, and pairs that another source would not make."""
-        if self.source != "model" and self.count != 1:
-            raise ConfigError(
-                f"trainer.preferred.count={self.count} is how many answers the model makes up for "
-                f"each row, but the source is {self.source}; type trainer.preferred.source=model "
-                "or count=1"
-            )
         if (self.source == "field") != bool(self.field):
             raise ConfigError(
                 "trainer.preferred.field names the field of trainer.preferred.source=field, got "
@@ -95,6 +90,12 @@ class Preferred:
                 raise ConfigError(
                     f"trainer.preferred.{name} must be at least 1, got {getattr(self, name)}"
                 )
+        if self.source != "model" and self.count != 1:
+            raise ConfigError(
+                f"trainer.preferred.count={self.count} is how many answers the model makes up for "
+                f"each row, but the source is {self.source}; type trainer.preferred.source=model "
+                "or count=1"
+            )
         if "{prompt}" not in self.prompt:
             raise ConfigError(
                 f"trainer.preferred.prompt must contain '{{prompt}}', got {self.prompt!r}"
@@ -159,9 +160,8 @@ def made_up_answers(
     asked = len(examples) * chosen.count
     _report(asked - len(drawn), asked, bare)
     if file is not None:
-        if is_main():
-            _write(file, {"key": key, "answers": answers})
-        barrier()
+        text = json.dumps({"key": key, "answers": answers}, ensure_ascii=False, indent=1)
+        keep(file, lambda partial: partial.write_text(text, "utf-8"), what="the made-up answers")
     return answers
 
 
@@ -232,18 +232,6 @@ def _report(missing: int, asked: int, bare: Sequence[Example]) -> None:
         RepeatedAnswerWarning,
         stacklevel=4,
     )
-
-
-def _write(file: Path, content: Mapping[str, object]) -> None:
-    """Appears whole or not at all."""
-    partial = file.with_suffix(".partial")
-    try:
-        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"the made-up answers could not be written to {file} ({error}); free some space"
-        ) from error
-    partial.replace(file)
 
 
 def _key(chosen: Preferred, examples: Sequence[Example], seed: int) -> str:

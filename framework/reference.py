@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .data import Row, Rows, laid_out
-from .distributed import barrier, broadcast_object, is_main
+from .distributed import broadcast_object
 from .errors import CheckpointError, ConfigError
+from .kept import keep
 from .language_model import LanguageModel
 from .tuning import adapters_off
 
@@ -84,17 +85,8 @@ class CachedReference(Reference):
                 values[start : start + len(row)][counted] = own
             start += len(row)
         if file is not None:
-            if is_main():
-                partial = file.with_suffix(".partial")
-                try:
-                    torch.save({"key": key, "values": values}, partial)
-                except RuntimeError as error:  # torch's word for a full disk
-                    raise CheckpointError(
-                        f"the reference could not be written to {file} "
-                        f"({str(error).splitlines()[0]}); free some space"
-                    ) from error
-                partial.replace(file)
-            barrier()
+            content = {"key": key, "values": values}
+            keep(file, lambda partial: torch.save(content, partial), what="the reference")
         return cls(rows, values, model.device)
 
     def token_log_probs(self, rows: Rows) -> Tensor:

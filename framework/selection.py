@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .data import Row
-from .distributed import barrier, broadcast_object, is_main
+from .distributed import broadcast_object
 from .errors import CheckpointError, ConfigError
+from .kept import keep
 from .language_model import LanguageModel
 from .parts import Selection
 from .terminal import say
@@ -57,8 +59,9 @@ def select(
         ]
     rows = [replace(row, weights=tuple(w)) for row, w in zip(forget, weights, strict=True)]
     _report(forget, rows)
-    if file is not None:
-        _write(file, key, weights, scores)
+    if file is not None and not broadcast_object(file.is_file()):
+        content = {"key": key, "weights": _end_to_end(weights), "scores": _end_to_end(scores)}
+        keep(file, lambda partial: torch.save(content, partial), what="the selection")
     return Selected(rows, scores)
 
 
@@ -97,25 +100,8 @@ def _stored(file: Path, key: str) -> tuple[list[float], list[float]]:
     return stored["weights"].tolist(), stored["scores"].tolist()
 
 
-def _write(
-    file: Path, key: str, weights: Sequence[Sequence[float]], scores: Sequence[Sequence[float]]
-) -> None:
-    if is_main() and not file.is_file():
-        content = {
-            "key": key,
-            "weights": torch.tensor([w for row in weights for w in row], dtype=torch.float64),
-            "scores": torch.tensor([s for row in scores for s in row], dtype=torch.float64),
-        }
-        partial = file.with_suffix(".partial")
-        try:
-            torch.save(content, partial)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise CheckpointError(
-                f"the selection could not be written to {file} "
-                f"({str(error).splitlines()[0]}); free some space"
-            ) from error
-        partial.replace(file)
-    barrier()
+def _end_to_end(values: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor([value for row in values for value in row], dtype=torch.float64)
 
 
 def _by_row(values: Sequence[float], rows: Sequence[Row]) -> list[list[float]]:

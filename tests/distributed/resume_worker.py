@@ -27,6 +27,7 @@ from framework.averaging import WeightAveraging
 from framework.checkpoint import Checkpoints
 from framework.engine import Engine
 from framework.errors import CheckpointError, WorldSizeError
+from framework.kept import keep
 from framework.loop import Loop, train
 from framework.muon import Muon
 from framework.optimizers import AdamW
@@ -250,6 +251,16 @@ def other_world_size(folder: Path) -> str:
     return ""
 
 
+def kept_without_space(folder: Path) -> str:
+    """What every rank is told where rank 0 cannot write a file that is kept beside the run."""
+    try:
+        with files_of_at_most(10_000):
+            keep(folder / "kept.pt", lambda file: torch.save(torch.zeros(100_000), file), what="it")
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     """Run all cases; rank 0 writes everybody's results after each one."""
     cases = [Case(**case) for case in json.loads(Path(sys.argv[1]).read_text())]
@@ -268,6 +279,7 @@ def main() -> None:
             print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
             record(case.name, measure(case, file.parent / case.name))
         record("other world size", other_world_size(file.parent / "alone"))
+        record("kept file", kept_without_space(file.parent))
         for stage in "023":
             for rank in (0, 1):
                 name = f"full disk of rank {rank}, zero-{stage}"

@@ -179,6 +179,12 @@ def test_a_full_disk_of_one_rank_is_an_error_on_all_and_leaves_what_was(
         assert found["again"] == "step-00000001"
 
 
+def test_a_kept_file_that_one_rank_cannot_write_is_an_error_on_all(session: Session) -> None:
+    for message in session["kept file"]:
+        assert message.startswith("it could not be written to ")
+        assert message.endswith("; free some space")
+
+
 def test_a_checkpoint_of_one_process_is_refused_by_two(session: Session) -> None:
     for message in session["other world size"]:
         assert "was written by 1 process, this run has 2; start it with 1" in message
