@@ -52,7 +52,8 @@ class CachedReference(Reference):
         rows = laid_out(rows)
         starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0).tolist()
         self._starts = {row.id: start for row, start in zip(rows, starts, strict=False)}
-        assert len(self._starts) == len(rows), "two rows of one id"
+        distinct = {(row.id, row.input_ids) for row in rows}
+        assert len(self._starts) == len(distinct), "two rows of one id"
         self._values = values.to(device)
 
     @classmethod
