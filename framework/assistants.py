@@ -8,7 +8,7 @@ left when its scores are known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .data import Row, Rows
-from .distributed import alone, broadcast_object, device, is_main
+from .distributed import device
 from .engine import LocalEngine
-from .errors import ConfigError, LetheError, ModelError
+from .errors import ConfigError, ModelError
 from .language_model import LanguageModel
 from .loading import ModelSource, Tiny
 from .loop import Loop, train
@@ -163,18 +163,3 @@ def probabilities(model: LanguageModel, rows: Sequence[Row]) -> list[list[float]
         row.id: iter(np.exp(score.log_probs)) for row, score in zip(counted, scores, strict=True)
     }
     return [[float(next(found[row.id])) if w > 0 else 0.0 for w in row.weights] for row in rows]
-
-
-def on_rank_zero(work: Callable[[], T]) -> T:
-    """What `work` gives on rank 0, which does it by itself; its user errors reach every rank."""
-    result: T | LetheError | None = None
-    if is_main():
-        try:
-            with alone():
-                result = work()
-        except LetheError as error:
-            result = error
-    result = broadcast_object(result)
-    if isinstance(result, LetheError):
-        raise result
-    return result  # type: ignore[return-value]

@@ -194,8 +194,17 @@ class Rows:
         Rows without any counted token contribute nothing and are not counted.
         """
         assert losses.shape == (self.given,), losses.shape
-        counted = self.row_sum(torch.ones_like(self.weights))[: self.given] > 0
+        counted = self.row_weights[: self.given] > 0
         return (losses * counted).sum() / max(self.totals.rows, 1)
+
+    @property
+    def row_weights(self) -> Tensor:
+        """[R] token weight of each row: its number of answer tokens unless a selection cut some."""
+        return self.row_sum(torch.ones_like(self.weights))
+
+    def within_rows(self, values: Tensor) -> Tensor:
+        """The weighted mean over each row's own scored tokens, `values` [S] -> [R]; of none, 0."""
+        return self.row_sum(values) / self.row_weights.clamp_min(1e-9)
 
     def row_sum(self, values: Tensor) -> Tensor:
         """The weighted sum over each row's scored tokens, `values` [S] -> [R]."""
@@ -208,7 +217,7 @@ class Rows:
 
         For losses of logits alone: `targets` means nothing at a row's last position.
         """
-        tokens, counted = len(self.input_ids), self.row_sum(torch.ones_like(self.weights)) > 0
+        tokens, counted = len(self.input_ids), self.row_weights > 0
         owner = torch.arange(len(self), device=self.input_ids.device)
         owner = owner.repeat_interleave(self.boundaries.diff(), output_size=tokens)
         return replace(

@@ -6,7 +6,7 @@ Everything works without a process group (one process, rank 0), so that nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
+
+from .errors import LetheError
 
 T = TypeVar("T")
 
@@ -154,3 +156,19 @@ def broadcast_object(mine: T) -> T:
     box = [mine]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, which does it by itself; its user errors reach every rank."""
+    found: list[T] = []
+    failure: LetheError | None = None
+    if is_main():
+        try:
+            with alone():
+                found = [work()]
+        except LetheError as error:
+            failure = error
+    found, failure = broadcast_object((found, failure))
+    if failure is not None:
+        raise failure
+    return found[0]

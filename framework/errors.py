@@ -3,6 +3,10 @@
 Entry points print that one line and leave with exit code 2. Our own invariants are asserts.
 """
 
+from __future__ import annotations
+
+import math
+
 
 class LetheError(ValueError):
     """A mistake that a user can mend."""
@@ -34,3 +38,20 @@ class RunExistsError(LetheError):
 
 class NonFiniteError(LetheError):
     """A loss or a gradient that became NaN or infinite."""
+
+
+def require(
+    name: str,
+    value: float,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """Raise ConfigError for a setting, by its full name, that is out of its range or not finite."""
+    if value > above and at_least <= value < below and math.isfinite(value):
+        return
+    least = f"> {above:g}" if above > -math.inf else f">= {at_least:g}"
+    least += f" and < {below:g}" if below < math.inf else ""
+    finite = " and finite" if value == math.inf else ""
+    raise ConfigError(f"{name} must be {least}{finite}, got {value:g}")

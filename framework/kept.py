@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .distributed import broadcast_object, is_main
+from .distributed import on_rank_zero
 from .errors import CheckpointError
 
 
@@ -14,14 +14,16 @@ def keep(file: Path, save: Callable[[Path], object], *, what: str) -> None:
 
     Every rank must call this. Raises CheckpointError on all of them where rank 0 cannot write.
     """
-    failure: str | None = None
-    if is_main():
+
+    def write() -> None:
         partial = file.with_suffix(".partial")
         try:
             save(partial)
             partial.replace(file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            failure = str(error).splitlines()[0]
-    failure = broadcast_object(failure)
-    if failure is not None:
-        raise CheckpointError(f"{what} could not be written to {file} ({failure}); free some space")
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{what} could not be written to {file} ({reason}); free some space"
+            ) from error
+
+    on_rank_zero(write)

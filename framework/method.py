@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from .data import Rows
@@ -91,8 +90,7 @@ class Method:
 
     def distance(self, rows: Rows, states: Tensor, target: Tensor) -> Tensor:
         """Share of the mean over rows of their tokens' mean distance of `states` to `target`."""
-        tokens = rows.row_sum(torch.ones_like(rows.weights)).clamp_min(1e-9)
-        return rows.row_mean(rows.row_sum(state_distance(states, target)) / tokens)
+        return rows.row_mean(rows.within_rows(state_distance(states, target)))
 
     def states(self, rows: Rows) -> Tensor:
         """[S, D] output of decoder block `layer` where the next token counts."""

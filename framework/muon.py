@@ -155,6 +155,7 @@ class _Steps(torch.optim.AdamW):
         )
 
     @torch.no_grad()
+    # torch declares two overloads of `step`, one for a closure; nobody calls this one with any
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One step; DeepSpeed calls it for one group at a time, or with the others empty."""
         assert closure is None, "gradients are there already"

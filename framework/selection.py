@@ -49,7 +49,8 @@ def select(
     """
     given = [replace(row, preferred=None) for row in forget]
     key = _key(given, retain, f"{seed} {settings}")
-    if file is not None and broadcast_object(file.is_file()):
+    found = file is not None and broadcast_object(file.is_file())
+    if file is not None and found:
         flat_weights, flat_scores = _stored(file, key)
         weights, scores = _by_row(flat_weights, given), _by_row(flat_scores, given)
     else:
@@ -59,7 +60,7 @@ def select(
         ]
     rows = [replace(row, weights=tuple(w)) for row, w in zip(forget, weights, strict=True)]
     _report(forget, rows)
-    if file is not None and not broadcast_object(file.is_file()):
+    if file is not None and not found:
         content = {"key": key, "weights": _end_to_end(weights), "scores": _end_to_end(scores)}
         keep(file, lambda partial: torch.save(content, partial), what="the selection")
     return Selected(rows, scores)

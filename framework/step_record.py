@@ -22,9 +22,11 @@ class StepRecord:
         self.gram: Gram | None = None
         self.norm: Tensor | None = None
         self.shift: Shift | None = None
+        self._sums: Tensor | None = None
 
     def add(self, name: str, share: Tensor) -> None:
         """Add a micro-batch's share to the objective's loss."""
+        assert self._sums is None, "the step's losses were read already"
         self.losses[name] = self.losses[name] + share if name in self.losses else share
 
     def mean_losses(self) -> dict[str, float]:
@@ -32,7 +34,10 @@ class StepRecord:
         return dict(zip(self.losses, self._reduced().tolist(), strict=True))
 
     def _reduced(self) -> Tensor:
-        return sum_over_ranks(torch.stack([v.double() for v in self.losses.values()]))
+        """[losses] once all are in; reduced over the ranks the first time that somebody asks."""
+        if self._sums is None:
+            self._sums = sum_over_ranks(torch.stack([v.double() for v in self.losses.values()]))
+        return self._sums
 
     def metrics(self) -> dict[str, float]:
         """All numbers by their public names."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from framework import ConfigError, Gram, Weighting
+from framework.errors import require
 from framework.parts import Weights
 
 
@@ -37,12 +38,12 @@ class Constrained(Weighting):
 
         def __post_init__(self) -> None:
             """Raise ConfigError for numbers that are not positive."""
-            require("gamma", self.gamma, above=0)
+            require("weighting.gamma", self.gamma, above=0)
             if isinstance(self.level, dict):
                 for source, level in self.level.items():
-                    require(f"level.{source}", level, above=0)
+                    require(f"weighting.level.{source}", level, above=0)
             else:
-                require("level", self.level, above=0)
+                require("weighting.level", self.level, above=0)
 
     def __init__(self, config: Config) -> None:
         """Before the first step a relative level is unknown."""
@@ -131,20 +132,3 @@ class Constrained(Weighting):
 def named(state: Mapping[str, Any], ending: str) -> dict[str, float]:
     """The numbers of a state whose names end so, by the rest of their names."""
     return {k.removesuffix(ending): v for k, v in state.items() if k.endswith(ending)}
-
-
-def require(
-    name: str,
-    value: float,
-    *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    below: float = math.inf,
-) -> None:
-    """Raise ConfigError for a setting of the weighting that is out of its range or not finite."""
-    if value > above and at_least <= value < below and math.isfinite(value):
-        return
-    least = f"> {above:g}" if above > -math.inf else f">= {at_least:g}"
-    least += f" and < {below:g}" if below < math.inf else ""
-    finite = " and finite" if value == math.inf else ""
-    raise ConfigError(f"weighting.{name} must be {least}{finite}, got {value:g}")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -56,7 +55,6 @@ class FLAT(UnlearningTrainer):
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over rows of the divergence's bound, of each answer's mean token probability."""
-        sums = rows.row_sum(self.model.token_log_probs(rows).exp())
-        tokens = rows.row_sum(torch.ones_like(rows.weights))
-        given, preferred = rows.split(sums * torch.where(tokens > 0, 1 / tokens, 0))
+        probabilities = rows.within_rows(self.model.token_log_probs(rows).exp())
+        given, preferred = rows.split(probabilities)
         return rows.row_mean(BOUNDS[self.config.divergence](preferred, given))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from framework import ConfigError, Perturbation, Shift, Vector
+from framework import Perturbation, Shift, Vector
+from framework.errors import require
 
 
 class GradientPenalty(Perturbation):
@@ -28,10 +29,8 @@ class GradientPenalty(Perturbation):
 
     def __init__(self, config: Config) -> None:
         """Raise ConfigError for settings outside their ranges."""
-        if config.penalty < 0:
-            raise ConfigError(f"perturbation.penalty must be >= 0, got {config.penalty:g}")
-        if config.step <= 0:
-            raise ConfigError(f"perturbation.step must be > 0, got {config.step:g}")
+        require("perturbation.penalty", config.penalty, at_least=0)
+        require("perturbation.step", config.step, above=0)
         self.config = config
 
     def gradient(

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .constrained import Constrained, require
+from framework.errors import require
+
+from .constrained import Constrained
 
 
 class LogBarrier(Constrained):
@@ -35,9 +37,9 @@ class LogBarrier(Constrained):
         def __post_init__(self) -> None:
             """Raise ConfigError for numbers out of their range."""
             super().__post_init__()
-            require("sharpness", self.sharpness, above=0)
-            require("growth", self.growth, at_least=1)
-            require("max_sharpness", self.max_sharpness, at_least=self.sharpness)
+            require("weighting.sharpness", self.sharpness, above=0)
+            require("weighting.growth", self.growth, at_least=1)
+            require("weighting.max_sharpness", self.max_sharpness, at_least=self.sharpness)
 
     config: Config
 

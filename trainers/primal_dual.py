@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from framework import ConfigError
 from framework.distributed import is_main
+from framework.errors import require
 from framework.parts import Plan
 
-from .constrained import Constrained, named, require
+from .constrained import Constrained, named
 
 
 class DualCapWarning(UserWarning):
@@ -48,10 +49,10 @@ class PrimalDual(Constrained):
         def __post_init__(self) -> None:
             """Raise ConfigError for numbers out of their range."""
             super().__post_init__()
-            require("dual", self.dual, at_least=0)
-            require("rate", self.rate, above=0)
-            require("warmup", self.warmup, at_least=0, below=1)
-            require("cap", self.cap, above=0)
+            require("weighting.dual", self.dual, at_least=0)
+            require("weighting.rate", self.rate, above=0)
+            require("weighting.warmup", self.warmup, at_least=0, below=1)
+            require("weighting.cap", self.cap, above=0)
             if self.cap < self.dual:
                 raise ConfigError(
                     f"weighting.cap must be >= weighting.dual={self.dual:g}, got {self.cap:g}"

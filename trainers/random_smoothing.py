@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from framework import ConfigError, Perturbation, Shift, Vector
+from framework import Perturbation, Shift, Vector
+from framework.errors import require
 
 
 class RandomSmoothing(Perturbation):
@@ -27,10 +28,8 @@ class RandomSmoothing(Perturbation):
 
     def __init__(self, config: Config) -> None:
         """Raise ConfigError for settings outside their ranges."""
-        if config.sigma < 0:
-            raise ConfigError(f"perturbation.sigma must be >= 0, got {config.sigma:g}")
-        if config.draws < 1:
-            raise ConfigError(f"perturbation.draws must be >= 1, got {config.draws}")
+        require("perturbation.sigma", config.sigma, at_least=0)
+        require("perturbation.draws", config.draws, at_least=1)
         self.config = config
 
     def gradient(

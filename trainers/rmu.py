@@ -51,7 +51,7 @@ class RMU(UnlearningTrainer):
         if not self.config.reduction_parity:
             return super().distance(rows, states, target)
         sums = rows.row_sum(state_distance(states, target))
-        tokens = rows.row_sum(torch.ones_like(rows.weights))
+        tokens = rows.row_weights
         inverse = torch.where(tokens > 0, 1 / tokens, 0).sum() / (tokens > 0).sum().clamp_min(1)
         return rows.row_mean(sums * inverse)
 

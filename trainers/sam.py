@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from framework import ConfigError, Perturbation, Shift, Vector
+from framework import Perturbation, Shift, Vector
+from framework.errors import require
 
 
 class SAM(Perturbation):
@@ -26,8 +27,7 @@ class SAM(Perturbation):
 
     def __init__(self, config: Config) -> None:
         """Raise ConfigError for a negative radius."""
-        if config.rho < 0:
-            raise ConfigError(f"perturbation.rho must be >= 0, got {config.rho:g}")
+        require("perturbation.rho", config.rho, at_least=0)
         self.config = config
 
     def gradient(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from framework import ConfigError, LanguageModel, Row, Selection
-from framework.assistants import Recipe, given, on_rank_zero, probabilities, trained_pair
+from framework.assistants import Recipe, given, probabilities, trained_pair
+from framework.distributed import on_rank_zero
 from framework.token_choice import (
     Decoder,
     above,

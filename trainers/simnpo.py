@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -33,6 +32,5 @@ class SimNPO(UnlearningTrainer):
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over rows of -2/beta log sigmoid(beta (nll/n - delta)), n the row's tokens."""
         beta, delta = self.config.beta, self.config.delta
-        tokens = rows.row_sum(torch.ones_like(rows.weights)).clamp_min(1e-9)
-        mean_nll = -self.model.log_probs(rows) / tokens
+        mean_nll = -rows.within_rows(self.model.token_log_probs(rows))
         return rows.row_mean(-2 / beta * logsigmoid(beta * (mean_nll - delta)))

@@ -11,8 +11,9 @@ import tiny
 import torch
 
 from framework import ConfigError, LanguageModel
-from framework.assistants import Recipe, given, on_rank_zero, probabilities, trained_pair
+from framework.assistants import Recipe, given, probabilities, trained_pair
 from framework.data import Row
+from framework.distributed import on_rank_zero
 from framework.encoding import encode_all
 from framework.errors import DataError, ModelError
 from framework.evaluation.mini import Mini
