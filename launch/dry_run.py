@@ -16,7 +16,7 @@ from framework.terminal import table
 from framework.tuning import parameter_counts
 
 from .assembly import retain_sources
-from .rows import pairs_of
+from .rows import pairs_of, training_texts
 from .settings import steps_of
 
 
@@ -70,14 +70,10 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
 def learned_rows(config: DictConfig, benchmark: Benchmark) -> tuple[str, int]:
     """Which rows an epoch passes over, and how many there are."""
     method, _ = part_of(config.trainer)
-    name = "forget" if "forget" in method.objectives else str(config.finetune_on)
-    splits = benchmark.splits()
-    examples = (
-        splits[name]
-        if name in splits
-        else benchmark.training_examples("gold" if name == "gold" else "target")
-    )
-    return name, pairs_of(config, examples) if name == "forget" else len(examples)
+    texts = training_texts(config, benchmark, method)
+    if "forget" in method.objectives:
+        return "forget", pairs_of(config, texts["forget"])
+    return str(config.finetune_on), len(texts["retain"])
 
 
 def steps_per_epoch(config: DictConfig, benchmark: Benchmark) -> int:

@@ -42,6 +42,7 @@ CODE = (
     "losses",
     "method",
     "optimizers",
+    "sampler",
     "trainer",
 )
 """Modules that decide what a target model becomes; those of `evaluation` decide its numbers."""
