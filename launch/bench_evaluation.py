@@ -1,27 +1,101 @@
-"""How fast answers are scored and made: one by one, in padded batches, and as Lethe does it."""
+"""How fast answers are scored and made: one by one, in padded batches, and as Lethe does it.
+
+python -m launch.bench evaluation
+python -m launch.bench evaluation benchmark=tofu model=pretrained model.path=DIR rows=100
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from framework import Benchmark, LanguageModel, Row, Rows, attention
+from framework import Benchmark, LanguageModel, Row, Rows, attention, build, distributed
 from framework.data import partition
 from framework.encoding import encode_pairs, encode_prompts
+from framework.errors import ConfigError, require
 from framework.evaluation.benchmark import spaced, texts_of
+from framework.loading import ModelSource, Pretrained
 from framework.scores import scores_of
 from framework.shared import pack, packs_of
 
+from .bench_result import Table, leave
+from .outcome import make_folder
+from .prepare import prepare, prepared
+from .settings import is_tiny, parse
 from .timing import Comparison, Way, in_turns
 
 T = TypeVar("T")
 BATCH = 32
 """Rows of a padded batch: what OpenUnlearning's evaluation takes."""
+
+
+@dataclass
+class EvaluationBench:
+    """The settings of the bench beside its groups."""
+
+    rounds: int = 5
+    """How often each way does the work, at least 1."""
+    rows: int | None = 40
+    """At most so many rows of each split, evenly spaced; null: all."""
+    max_new_tokens: int = 64
+    """Tokens of an answer at most."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """In bf16 the ways agree to two digits only."""
+    seed: int = 0
+    """Of the tiny model."""
+    cache: str = "~/.cache/lethe"
+    """Where the target and gold models of tiny models are kept."""
+    output: str = "runs/bench"
+    """The folder of the results."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        for name in ("rounds", "max_new_tokens"):
+            require(name, getattr(self, name), at_least=1)
+        if self.rows is not None and self.rows < 1:
+            raise ConfigError(f"rows must be at least 1 or null, got {self.rows}")
+
+
+def main(arguments: list[str]) -> None:
+    """Load, time, show, record."""
+    config, _ = parse(
+        arguments, entry="bench_evaluation", schema=EvaluationBench, about=__doc__ or ""
+    )
+    if distributed.launched():
+        raise ConfigError("this bench is of one process; start it without torchrun")
+    benchmark: Benchmark = build(config.benchmark)
+    model = _model(config, benchmark)
+    make_folder(Path(config.output))
+    found = compare(config, benchmark, model)
+    tables = [
+        Table(f"{x.name} {x.count} {x.unit} of {config.benchmark.name}", x.columns(), x.rows())
+        for x in found
+    ]
+    leave("evaluation", config, tables, {"comparisons": [each.to_json() for each in found]})
+
+
+def _model(config: DictConfig, benchmark: Benchmark) -> LanguageModel:
+    """The model at `model.path`, or the benchmark's target model."""
+    source: ModelSource = build(config.model)
+    if is_tiny(config):
+        prepare(config, benchmark)
+        path = str(prepared(config, benchmark)["target"])
+    elif isinstance(source, Pretrained):
+        path = source.config.path
+    else:
+        raise ConfigError("a bench takes one model: model=tiny, or model.path=<folder>")
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model = source.load(path, dtype=dtype, revision=config.model.get("revision"))
+    model.move(distributed.device())
+    model.check_packing()
+    return model
 
 
 def compare(config: DictConfig, benchmark: Benchmark, model: LanguageModel) -> list[Comparison]:
