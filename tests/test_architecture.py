@@ -42,6 +42,7 @@ ONLY = {
         "framework/next_token.py",
         "framework/tuning.py",
         "framework/zero.py",
+        "launch/shapes.py",
     ],
 }
 BANNED = {"util", "utils", "helper", "helpers", "common", "misc", "base"}
