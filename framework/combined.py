@@ -24,6 +24,7 @@ from torch.nn.functional import log_softmax
 from .data import Rows
 from .decoding import Decoding
 from .errors import ConfigError, ModelError
+from .head import Head
 from .language_model import LanguageModel
 from .loading import ModelSource
 
@@ -104,9 +105,10 @@ class CombinedModel(LanguageModel):
             generation_memory=first.generation_memory,
         )
 
-    def logits(self, rows: Rows) -> Tensor:
-        """See `LanguageModel.logits`."""
-        return combined([member.logits(rows) for member in self.members], self.combine)
+    def at_head(self, rows: Rows, function: Callable[[Head], Tensor]) -> Tensor:
+        """See `LanguageModel.at_head`."""
+        logits = [member.logits(rows) for member in self.members]
+        return function(Head(table=combined(logits, self.combine)))
 
     def hidden_states(self, rows: Rows, layer: int) -> Tensor:
         """Not one model's: raises ModelError."""

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import attention
@@ -28,8 +27,10 @@ from .distributed import gather_in_order, rank, sum_over_ranks, world_size
 from .encoding import encode_pairs, encode_prompts
 from .errors import ConfigError, ModelError
 from .gradient_norms import differentiable, mean_norm
+from .head import Head, PerToken, computing, watched
 from .modules import up_to
 from .next_token import encode_next, encode_raw
+from .packing_check import check_apart, shared_as_apart
 from .prompt_format import PromptFormat
 from .sampling import Choice, Sampling, drawn_of, likeliest
 from .scores import TokenScores, scores_of
@@ -68,6 +69,7 @@ class LanguageModel:
         self.partitioned = False
         """Whether every rank must take part in every forward pass (ZeRO-3)."""
         self._shares = True
+        self._linear_head = False
         self.attend(attention.NAME)
 
     @property
@@ -86,14 +88,37 @@ class LanguageModel:
     # ---- what losses are made of -----------------------------------------------------------------
 
     def logits(self, rows: Rows) -> Tensor:
-        """[S, V] fp32 logits at the scored positions."""
-        output = self._read(rows, logits_to_keep=rows.scored)
-        logits: Tensor = output.logits[0].float()
-        return logits
+        """[S, V] fp32 logits at the scored positions, all at once."""
+        return self.at_head(rows, Head.logits)
+
+    def of_logits(self, rows: Rows, function: PerToken) -> Tensor:
+        """[S] what `function(logits [C, V] fp32, chunk)` gives of the logits, chunk by chunk.
+
+        `chunk` is their place among the scored positions. Gradients flow through `logits` alone.
+        """
+        return self.at_head(rows, lambda head: head.of_logits(function))
 
     def token_log_probs(self, rows: Rows) -> Tensor:
         """[S] log-probability of each scored token, in nats."""
-        return -cross_entropy(self.logits(rows), rows.targets, reduction="none")
+        return self.at_head(rows, lambda head: head.token_log_probs(rows.targets))
+
+    def final_states(self, rows: Rows) -> Tensor:
+        """[S, D] what the output head is given at the scored positions."""
+        return self.at_head(rows, Head.given)
+
+    def at_head(self, rows: Rows, function: Callable[[Head], Tensor]) -> Tensor:
+        """What the function makes of the output head in a forward pass over `rows`."""
+        layer = self.module.get_output_embeddings()
+
+        def read() -> Tensor:
+            logits: Tensor = self._read(rows, logits_to_keep=rows.scored).logits
+            return logits
+
+        if self._linear_head:
+            with computing(layer, function):
+                return read()
+        head, self._linear_head = watched(layer, read)
+        return function(head)
 
     def log_probs(self, rows: Rows) -> Tensor:
         """[R] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
@@ -132,29 +157,10 @@ class LanguageModel:
         Falcon, Bloom, MPT and all that carry a state from token to token (Mamba, Jamba, RWKV) go
         around the attention that keeps rows apart, without a word. Every rank must call this.
         """
-        others, own = ((1, 2, 3, 4, 5, 6, 7, 8), (8, 7, 6, 5, 4, 3, 2, 1)), (2, 4, 6, 8, 1, 3)
-        row = Row("own", own, (0.0,) + (1.0,) * (len(own) - 1))
         with self.evaluating():
-            first, second = (
-                self.logits(Rows.pack([Row("other", ids, (0.0,) * 8), row], device=self.device))
-                for ids in others
-            )
-        known = first.isfinite() | second.isfinite()
-        if not known.any():  # a collapsed model, of which nothing can be told
-            return
-        difference, size = (x[known].abs().max() for x in (first - second, first))
-        if not difference <= 0.05 * size:  # rounding stays far below, reading along far above
-            raise ModelError(
-                f"{type(self.module).__name__} does not keep packed rows apart: its attention, if "
-                "it has one, is not transformers' exchangeable one; use another model family "
-                "(Llama, OLMo, Qwen, Mistral, Phi, Gemma 3, GPT-2, GPT-NeoX)"
-            )
-        if self.shares_beginnings():  # and this device's kernel reads what rows share
-            rows = [row, Row("fork", (*own[:4], 7, 5), row.weights)]
-            with self.evaluating():
-                shared = self.logits(pack(rows, device=self.device))
-                apart = self.logits(Rows.pack(rows, device=self.device))
-            self._shares = bool((shared - apart).abs().max() <= 0.05 * size)
+            check_apart(self.logits, self.device, type(self.module).__name__)
+            if self.shares_beginnings():  # and this device's kernel reads what rows share
+                self._shares = shared_as_apart(self.logits, self.device)
 
     # ---- what evaluation asks --------------------------------------------------------------------
 

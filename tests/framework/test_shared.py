@@ -11,7 +11,7 @@ import torch
 from families import EXACT, family, language_model
 from transformers import PreTrainedModel
 
-from framework import Row, Rows
+from framework import Row, Rows, packing_check
 from framework import language_model as language_model_file
 from framework.shared import pack, packs_of
 
@@ -116,9 +116,8 @@ def test_a_kernel_that_misses_what_rows_share_is_not_asked_to(monkeypatch):
     right = model.score_rows(rows)
     model.check_packing()
     assert model.shares_beginnings()
-    monkeypatch.setattr(
-        language_model_file, "pack", lambda *rows, **on: replace(pack(*rows, **on), keys=None)
-    )
+    for file in (language_model_file, packing_check):
+        monkeypatch.setattr(file, "pack", lambda *rows, **on: replace(pack(*rows, **on), keys=None))
     model.check_packing()
     assert not model.shares_beginnings()
     for one, other in zip(model.score_rows(rows), right, strict=True):

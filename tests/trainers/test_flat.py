@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from framework import Row
+from framework.head import Head
 from trainers.flat import BOUNDS, FLAT
 
 # p of the preferred answer 0.5, of the answer to forget 0.2; the released code's signs
@@ -56,7 +57,7 @@ def test_the_answer_to_forget_is_the_one_that_is_lowered():
     trainer = flat("kl")
     logits = torch.zeros(64)
     logits[5] = math.log(63.0)  # q = 1/2, the others 1/126
-    trainer.model.logits = lambda rows: logits.expand(len(rows.targets), 64)
+    trainer.model.at_head = lambda rows, of: of(Head(table=logits.expand(len(rows.targets), 64)))
     given, other = Row("g", (1, 5, 5), (0.0, 1.0, 1.0)), Row("g/p", (1, 7, 5), (0.0, 1.0, 1.0))
     pair = Row(given.id, given.input_ids, given.weights, preferred=other)
     right = math.exp(0.5 - 1) - (1 / 126 + 1 / 2) / 2

@@ -1,0 +1,235 @@
+"""The output head: numbers per token from what it is given, without all logits being there at once.
+
+While a model is read its head computes something else than logits (`computing`): a function of its
+input, at a place where its weights are whole under ZeRO-3, forward and backward. Where the table of
+logits would be large the function sees it in chunks, and the backward pass computes them again.
+
+Shapes: `S` scored tokens, `C` of a chunk, `V` vocabulary, `D` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy, linear
+
+from .errors import ModelError
+
+PerToken = Callable[[Tensor, slice], Tensor]
+"""From logits [C, V] fp32 and the place of the chunk among the scored tokens, [C] or [C, ...]."""
+
+WHOLE = 2**24
+"""Logits, S x V, up to which all are there at once: then nothing is computed twice."""
+CHUNK = 2**21
+"""Logits that are there at once where there are more: of those from 2**18 to 2**23 the fastest."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output head in the middle of a forward pass, or after one."""
+
+    states: Tensor | None = None
+    """[S, D], what it is given; None: the logits are of several models."""
+    layer: nn.Linear | None = None
+    """What it is, where its product is all: logits are computed where they are asked for."""
+    table: Tensor | None = None
+    """[S, V] the logits, where they are there already."""
+
+    def given(self) -> Tensor:
+        """[S, D] what it is given."""
+        if self.states is None:
+            raise ModelError("a model made of several models' logits has no states of its own")
+        return self.states
+
+    def logits(self) -> Tensor:
+        """[S, V] fp32, all at once."""
+        if self.table is not None:
+            return self.table.float()
+        assert self.layer is not None
+        return nn.Linear.forward(self.layer, self.given()).float()
+
+    def of_logits(self, function: PerToken) -> Tensor:
+        """[S, ...] what the function gives, chunk by chunk."""
+        layer = self._in_chunks()
+        if layer is None:
+            logits = self.logits()
+            return function(logits, slice(0, len(logits)))
+        return _applied(_OfLogits, self.given(), layer, function)
+
+    def token_log_probs(self, targets: Tensor) -> Tensor:
+        """[S] log-probability of each target, in nats."""
+        layer = self._in_chunks()
+        if layer is None:
+            return -cross_entropy(self.logits(), targets, reduction="none")
+        return _applied(_TokenLogProbs, self.given(), layer, targets)
+
+    def at(self, place: slice) -> Head:
+        """The head at some of the scored tokens."""
+        states, table = (None if t is None else t[place] for t in (self.states, self.table))
+        return replace(self, states=states, table=table)
+
+    def _in_chunks(self) -> nn.Linear | None:
+        """The layer, where its logits are not to be there all at once."""
+        if self.states is None or self.layer is None:
+            return None
+        return self.layer if len(self.states) * self.layer.out_features > WHOLE else None
+
+
+@contextmanager
+def computing(layer: nn.Linear, function: Callable[[Head], Tensor]) -> Iterator[None]:
+    """Inside, a model's head computes the function of itself, which the model gives as logits."""
+
+    def forward(states: Tensor) -> Tensor:
+        return function(Head(states.flatten(0, -2), layer))
+
+    layer.forward = forward  # type: ignore[method-assign, assignment] # of the instance alone
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def watched(head: nn.Module, read: Callable[[], Tensor]) -> tuple[Head, bool]:
+    """The head in a forward pass that gives all logits, and whether they are its product alone.
+
+    Soft caps and scales are found by what they do: the logits of the model are not the head's own.
+    """
+    seen: list[tuple[Tensor, Tensor, int]] = []
+
+    def note(_head: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> None:
+        seen.append((given[0], logits, logits._version))  # noqa: SLF001 - a change in place counts
+
+    hook = head.register_forward_hook(note)
+    try:
+        table = read()
+    finally:
+        hook.remove()
+    ((states, logits, version),) = seen
+    same = _storage(table) == _storage(logits) and table._version == version  # noqa: SLF001
+    alone = type(head) is nn.Linear and same
+    return Head(states.flatten(0, -2), table=table.flatten(0, -2)), alone
+
+
+def _storage(tensor: Tensor) -> int:
+    """Which memory it lies in; tensors without memory, of a dry run, have a storage as well."""
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - data_ptr is 0 for all of those
+
+
+def _pieces(length: int, width: int) -> Iterator[slice]:
+    """Slices of `length` so that each holds CHUNK numbers of `width` at most, and one at least."""
+    step = max(1, CHUNK // width)
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def _applied(
+    kind: type[torch.autograd.Function], states: Tensor, layer: nn.Linear, what: PerToken | Tensor
+) -> Tensor:
+    values: Tensor = kind.apply(states, layer.weight, layer.bias, what)
+    return values
+
+
+class _OfLogits(torch.autograd.Function):
+    """A function of logits, a number of tokens at a time.
+
+    The weight's gradient adds up in fp32: in bf16 every chunk would round it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, function: PerToken
+    ) -> Tensor:
+        """[S, ...]."""
+        ctx.save_for_backward(states, weight, bias)
+        ctx.function = function
+        chunks = _pieces(len(states), len(weight))
+        return torch.cat([function(linear(states[c], weight, bias).float(), c) for c in chunks])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Of states, weight and bias."""
+        states, weight, bias = ctx.saved_tensors
+        of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        of_weight = _zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_bias = _zeros_like(bias) if ctx.needs_input_grad[2] else None
+        for chunk in _pieces(len(states), len(weight)):
+            logits = linear(states[chunk], weight, bias).float().requires_grad_()
+            with torch.enable_grad():
+                values = ctx.function(logits, chunk)
+            (slope,) = torch.autograd.grad(values, logits, upstream[chunk])
+            slope = slope.to(states.dtype)
+            if of_states is not None:
+                of_states[chunk] = slope @ weight
+            if of_weight is not None:
+                _add_product(of_weight, slope.t(), states[chunk])
+            if of_bias is not None:
+                of_bias += slope.sum(0)
+        return (
+            of_states,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None else of_bias.to(bias.dtype),
+            None,
+        )
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """Log-probabilities: backward a part of the vocabulary at a time.
+
+    So each part of the weight's gradient is one product over all tokens, rounded once, as if the
+    table of logits were there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        """[S]."""
+        sums, taken = [], []
+        for chunk in _pieces(len(states), len(weight)):
+            logits = linear(states[chunk], weight, bias).float()
+            sums.append(logits.logsumexp(-1))
+            taken.append(logits.gather(-1, targets[chunk, None])[:, 0])
+        all_sums = torch.cat(sums)
+        ctx.save_for_backward(states, weight, bias, targets, all_sums)
+        return torch.cat(taken) - all_sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Of states, weight and bias."""
+        states, weight, bias, targets, sums = ctx.saved_tensors
+        of_states = torch.zeros_like(states, dtype=torch.float32)
+        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        of_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
+        for part in _pieces(len(weight), len(states)):
+            logits = linear(states, weight[part], None if bias is None else bias[part]).float()
+            slope = logits.sub_(sums[:, None]).exp_().mul_(-upstream[:, None])
+            place = targets - part.start
+            inside = (place >= 0) & (place < slope.shape[1])
+            place = place.clamp(0, slope.shape[1] - 1)
+            slope.scatter_add_(1, place[:, None], (upstream * inside)[:, None])
+            slope = slope.to(states.dtype)
+            of_states += slope @ weight[part]
+            if of_weight is not None:
+                torch.mm(slope.t(), states, out=of_weight[part])
+            if of_bias is not None:
+                of_bias[part] = slope.sum(0)
+        return of_states.to(states.dtype), of_weight, of_bias, None
+
+
+def _zeros_like(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter, dtype=torch.float32)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """`total` fp32 += a @ b of any one type."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
