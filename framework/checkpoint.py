@@ -60,8 +60,9 @@ class Checkpoints:
         """Write a checkpoint of the steps done so far; every rank takes part.
 
         Raises CheckpointError on every rank, and leaves the earlier ones, when any rank cannot
-        write.
+        write; NonFiniteError, as `trainer.settle` does, before anything is written.
         """
+        trainer.settle()
         final = self.folder / f"step-{trainer.steps_done:08d}"
         partial = final.with_name(final.name + ".partial")
         self._together(lambda: _fresh(partial) if is_main() else None, partial)

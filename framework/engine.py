@@ -25,7 +25,7 @@ from .language_model import LanguageModel
 from .matrices import Matrices, Place
 from .modules import embeddings_and_head, trainable_parameters
 from .noise import standard_normal
-from .optimizers import Optimizer, Trained
+from .optimizers import Optimizer, Trained, skips_on_device, step_along
 from .vectors import Vector, inner_products
 
 Precision = Literal["fp32", "bf16"]
@@ -52,6 +52,8 @@ class Engine(ABC):
     """What a trainer needs of the machinery below it."""
 
     model: LanguageModel
+    skips_on_device: bool
+    """Whether `step` takes `skip`: then nobody waits for the device to learn what to skip."""
 
     @abstractmethod
     def gradient(self, losses: Sequence[Loss]) -> Vector:
@@ -85,8 +87,12 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def step(self, direction: Vector, learning_rate: float) -> None:
-        """One optimizer update along `direction` (to be minimised); nothing is clipped here."""
+    def step(self, direction: Vector, learning_rate: float, *, skip: Tensor | None = None) -> None:
+        """One optimizer update along `direction` (to be minimised); nothing is clipped here.
+
+        Where `skip`, a bool on the device, is true, nothing changes: no weight, no moment, no count
+        of steps. Only of an engine that `skips_on_device`.
+        """
 
     @abstractmethod
     def vector(self, shards: Sequence[Tensor]) -> Vector:
@@ -187,6 +193,7 @@ class LocalEngine(Engine):
         parameters = trained(model.module, self._masters)
         self.optimizer = optimizer.build(optimizer.groups(parameters))
         self._shaper = optimizer.shaper(parameters)
+        self.skips_on_device = self._shaper is None and skips_on_device(self.optimizer)
         places = [[Place(name, 0, 0, p.numel())] for name, p in self._named]
         shapes = {} if self._shaper is None else self._shaper.matrices
         self._matrices = Matrices(places, shapes, device=model.device, together=False)
@@ -235,16 +242,11 @@ class LocalEngine(Engine):
         return Vector(shards, replicated=True)
 
     @torch.no_grad()
-    def step(self, direction: Vector, learning_rate: float) -> None:
+    def step(self, direction: Vector, learning_rate: float, *, skip: Tensor | None = None) -> None:
         """See `Engine.step`."""
         if self._shaper is not None:
             direction = self._shaper.shaped(direction, self._matrices)
-        for master, shard in zip(self._masters, direction.shards, strict=True):
-            master.grad = shard.view_as(master)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        step_along(self.optimizer, self._masters, direction.shards, learning_rate, skip)
         if self._has_masters:
             torch._foreach_copy_(self._parameters, self._masters)
 

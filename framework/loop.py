@@ -143,6 +143,7 @@ class _Left:
         if self.checkpoints is not None and self.loop.save_every:
             told += "; resume=auto goes on from there"
             if done > self.saved:
+                self.trainer.settle()
                 if self.watch is not None:  # first: how long a checkpoint takes may not be known
                     self.watch.keep(done)
                 self._save()
@@ -153,9 +154,12 @@ class _Left:
         if self.watch is None:
             return False
         kept = self.limit.model_due()
+        measured = _due(done, self.loop.evaluate_every, None)
+        if kept or measured:
+            self.trainer.settle()
         if kept:  # first: how long an evaluation takes may not be known
             self.watch.keep(done)
-        measured = _due(done, self.loop.evaluate_every, None) and self.limit.room_for("evaluation")
+        measured = measured and self.limit.room_for("evaluation")
         if measured:
             with self.limit.timed("evaluation"):
                 self.watch.measure(done)

@@ -153,6 +153,7 @@ class _Steps(torch.optim.AdamW):
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self._step_supports_amp_scaling = False  # AdamW's part alone could be called off
 
     @torch.no_grad()
     # torch declares two overloads of `step`, one for a closure; nobody calls this one with any

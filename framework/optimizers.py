@@ -35,6 +35,42 @@ class Trained:
     """Whether it is an embedding or the output head, tied or not, or an adapter of one."""
 
 
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of it can be called off by a flag on the device, which nobody waits for.
+
+    Torch's fused optimizers can: gradient scaling of fp16 rests on the same.
+    """
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def step_along(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    direction: Sequence[Tensor],
+    learning_rate: float,
+    skip: Tensor | None,
+) -> None:
+    """Step `parameters`, those in the optimizer's groups, along flat shards of a direction.
+
+    Nothing changes where `skip`, a bool on the device, is true. An optimizer that cannot skip there
+    is asked for a step only where none is to be skipped.
+    """
+    before = [p.grad for p in parameters]
+    for p, shard in zip(parameters, direction, strict=True):
+        p.grad = shard.view_as(p)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    if skip is not None:  # as torch.amp.GradScaler says it
+        assert skips_on_device(optimizer), "look at the flag first"
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+    optimizer.step()
+    if skip is not None:
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    for p, gradient in zip(parameters, before, strict=True):
+        p.grad = gradient
+
+
 class Shaper(ABC):
     """Changes a direction before it is stepped along, where that takes whole matrices."""
 
@@ -97,7 +133,12 @@ class Optimizer(ABC):
         self.peak = config.learning_rate
 
     def groups(self, parameters: Sequence[Trained]) -> list[dict[str, object]]:
-        """Torch's parameter groups: matrices, then vectors (biases, norms), never decayed."""
+        """Torch's parameter groups: matrices, then vectors (biases, norms), never decayed.
+
+        Where nothing decays they are one group, and travel together between the ranks.
+        """
+        if not self.config.weight_decay:
+            return [{"params": [p.tensor for p in parameters]}]
         matrices = [p.tensor for p in parameters if len(p.shape) > 1]
         vectors = [p.tensor for p in parameters if len(p.shape) <= 1]
         groups: list[dict[str, object]] = [{"params": matrices}] if matrices else []
@@ -231,14 +272,26 @@ class SGD(Optimizer):
 
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """See `Optimizer.build`."""
-        return torch.optim.SGD(
+        built = torch.optim.SGD(
             groups,
             lr=self.peak,
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
+            fused=True,
         )
+        if self.config.momentum:
+            built.register_step_pre_hook(_begin_at_rest)
+        return built
 
     def state_bytes(self, parameters: Sequence[Trained]) -> float:
         """See `Optimizer.state_bytes`."""
         del parameters
         return 4.0 if self.config.momentum else 0.0
+
+
+def _begin_at_rest(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """A momentum of zero before the first step: torch's would be unset if that step is skipped."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and not optimizer.state[p]:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)

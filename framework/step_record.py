@@ -33,10 +33,14 @@ class StepRecord:
         """Each objective's mean over the whole step, the same bits on every rank."""
         return dict(zip(self.losses, self._reduced().tolist(), strict=True))
 
+    def local_losses(self) -> Tensor:
+        """[losses] this rank's shares, once all are in."""
+        return torch.stack(list(self.losses.values())).double()
+
     def _reduced(self) -> Tensor:
         """[losses] once all are in; reduced over the ranks the first time that somebody asks."""
         if self._sums is None:
-            self._sums = sum_over_ranks(torch.stack([v.double() for v in self.losses.values()]))
+            self._sums = sum_over_ranks(self.local_losses())
         return self._sums
 
     def metrics(self) -> dict[str, float]:

@@ -21,6 +21,7 @@ from .data import Row, Rows, StepTotals, partition
 from .distributed import is_main, rank, sum_over_ranks, world_size
 from .engine import Engine, Loss, Shift
 from .errors import NonFiniteError
+from .finite import NonFinite
 from .method import Method
 from .noise import counter_seed
 from .objectives import check_parts, family, objectives_of
@@ -68,6 +69,8 @@ class UnlearningTrainer(Method):
         self.automatic = AutomaticLearningRate(every) if every else None
         self.seed = seed
         self.skipped_steps = 0
+        """As far as anybody looked: see `settle`."""
+        self._nonfinite = NonFinite(sticky=config.on_nonfinite == "stop")
         self.steps_done = 0
         self.plan: Plan | None = None
         self._means: dict[str, Vector] = {}
@@ -81,6 +84,7 @@ class UnlearningTrainer(Method):
 
     def finish(self) -> None:
         """After the last step: the mean of the weights takes their place, if there is one."""
+        self.settle()
         if self.averaging is not None and self.averaging.mean is not None:
             self.engine.set_weights(self.averaging.mean)
 
@@ -199,20 +203,19 @@ class UnlearningTrainer(Method):
         return {"forget": self.forget_loss, "retain": self.retain_loss}[family(name)]
 
     def _update(self, direction: Vector, batches: Batches, record: StepRecord) -> bool:
-        """Clip, look for NaN, and step. False: skipped.
-
-        The one host sync of a step is here; where the weighting reads the losses there is another.
-        """
+        """Clip, look for NaN, and step. False: skipped, as far as the host was told."""
         norm = direction.norm()
         record.norm = norm
-        if not bool(torch.isfinite(norm)):
-            self._refuse(record)
-            return False
+        skip: Tensor | None = self._nonfinite.note(norm, record)
+        if self._waits():
+            if self._look() > 0:
+                return False
+            skip = None
         limit = self.optimizer.config.max_gradient_norm
         if limit is not None:
             direction.scale_((limit / norm.clamp_min(1e-300)).clamp_max(1.0))
         if self.automatic is None or not self.automatic.due(self.steps_done):
-            self.engine.step(direction, record.learning_rate)
+            self.engine.step(direction, record.learning_rate, skip=skip)
             return True
         moved = self.engine.weights().scale_(-1.0)
         self.engine.step(direction, record.learning_rate)
@@ -243,22 +246,46 @@ class UnlearningTrainer(Method):
             shares = [self.retain_loss(rows).double() for name in names for rows in batches[name]]
         return float(sum_over_ranks(torch.stack(shares).sum())) / len(names)
 
-    def _refuse(self, record: StepRecord) -> None:
-        if self.config.on_nonfinite == "skip":
-            self.skipped_steps += 1
-            return
-        losses = ", ".join(f"{n} loss {v:g}" for n, v in record.mean_losses().items())
-        raise NonFiniteError(
-            f"the gradient became NaN or infinite at step {self.steps_done} ({losses}); the "
-            "weights of the step before are untouched; lower optimizer.learning_rate, or set "
-            "trainer.on_nonfinite=skip"
-        )
+    def _waits(self) -> bool:
+        """Whether something of each step must know whether it was taken.
+
+        That is an optimizer that cannot skip on the device (`Engine.skips_on_device`), a weighting
+        that learns from the losses or keeps running means, and a fit of the rate.
+        """
+        weighting = self.weighting
+        learns = weighting.needs_losses or weighting.losses_first or weighting.running_means
+        return bool(learns) or self.automatic is not None or not self.engine.skips_on_device
+
+    def _look(self, ahead: int = 1) -> int:
+        """How many steps were skipped since the last look; `ahead`: of them, not yet counted."""
+        found = self._nonfinite.look()
+        if found.skipped and self.config.on_nonfinite == "stop":
+            losses = ", ".join(f"{name} loss {value:g}" for name, value in found.losses.items())
+            raise NonFiniteError(
+                "the gradient became NaN or infinite at step "
+                f"{self.steps_done + ahead - found.skipped} ({losses}); the weights of the step "
+                "before are untouched; lower optimizer.learning_rate, or set "
+                "trainer.on_nonfinite=skip"
+            )
+        self.skipped_steps += found.skipped
+        return found.skipped
+
+    def settle(self) -> None:
+        """Learn of the steps taken so far. Raises NonFiniteError where one is to end the run.
+
+        Before the model is measured or written; every rank takes part.
+        """
+        self._look(ahead=0)
 
     # ---- what a run records and keeps ------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        """The last step's numbers; one reduction over ranks, one copy to the host."""
+        """The last step's numbers; one reduction over ranks, one copy to the host.
+
+        Raises NonFiniteError as `settle` does.
+        """
         assert self._last is not None, "no step yet"
+        self.settle()
         metrics = self._last.metrics()
         self._warn(metrics)
         parts = [p for p in (self.weighting, self.automatic, self.averaging) if p is not None]
@@ -278,7 +305,7 @@ class UnlearningTrainer(Method):
         self._warned.add(type(warning))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a restart needs beside the engine."""
+        """What a restart needs beside the engine, after a `settle`."""
         return {
             "step": self.steps_done,
             "skipped_steps": self.skipped_steps,

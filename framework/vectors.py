@@ -135,9 +135,7 @@ def gram(vectors: Mapping[str, Vector]) -> Gram:
     names = tuple(vectors)
     pairs = [(i, j) for i in range(len(names)) for j in range(i, len(names))]
     values = inner_products([(vectors[names[i]], vectors[names[j]]) for i, j in pairs])
-    rows = torch.tensor([i for i, _ in pairs], device=values.device)
-    columns = torch.tensor([j for _, j in pairs], device=values.device)
-    products = values.new_zeros(len(names), len(names))
-    products[rows, columns] = values
-    products[columns, rows] = values
-    return Gram(names, products)
+    found = dict(zip(pairs, values, strict=True))
+    k = range(len(names))
+    products = torch.stack([found[min(i, j), max(i, j)] for i in k for j in k])
+    return Gram(names, products.view(len(names), len(names)))

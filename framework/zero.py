@@ -3,8 +3,9 @@
 What DeepSpeed 0.19.8 really does, and what follows here:
 
 - After the backward pass that ends an accumulation window, this rank's share of the gradient lies
-  in a buffer of the ZeRO optimizer, in four different places by stage and precision (`_Layout`).
-  It is taken out per objective, and the direction is put back before `step`.
+  in a buffer of the ZeRO optimizer, in different places by stage and precision (`_Layout`). It is
+  taken out per objective. The optimizer that steps the masters is torch's, inside DeepSpeed's, and
+  is called here: DeepSpeed's own `step` copies gradients and waits for norms that nobody asked for.
 - Nothing but `engine.optimizer.zero_grad()` and the layouts' `clear` makes the accumulators clean:
   otherwise the second objective silently contains the first, and a parameter that a loss does not
   reach (ZeRO-3, CPU offload) is stepped with its gradient of the previous step.
@@ -12,7 +13,8 @@ What DeepSpeed 0.19.8 really does, and what follows here:
   multiplied by the world size. DeepSpeed's own division and clipping (1.0 unless told) are off.
 - Forward passes go through the engine, forward and backward strictly in turn, the accumulation
   boundary set before each forward. Two forwards before a backward lose a gradient under ZeRO-3.
-- fp32 at stage 0 steps on NaN without a word; the trainer looks at every direction first.
+- Gradients are reduced to the rank whose share they are, not to all (`deepspeed_config`): at stage
+  1 once per gradient, and at stages 2 and 3 once per micro-batch, for they keep no whole gradient.
 - bf16 at stage 0 would accumulate gradients in bf16; it is refused.
 
 The private attributes that this rests on are named in PRIVATE and held by a test, so that a new
@@ -27,7 +29,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -39,7 +41,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.utils import all_gather_dp_groups
-from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, ZeroStageEnum
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
@@ -62,7 +64,7 @@ from .language_model import LanguageModel
 from .matrices import Matrices, Place
 from .modules import trainable_parameters
 from .noise import standard_normal
-from .optimizers import Optimizer
+from .optimizers import Optimizer, skips_on_device, step_along
 from .vectors import Vector
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -72,29 +74,21 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 CHECKPOINT_TYPES = (LossScaler, ZeroStageEnum, fragment_address)
 """What DeepSpeed writes into its files beside tensors and plain data."""
 PRIVATE = {
-    "stage 1, bf16": (
-        "bf16_groups_flat", "bf16_partitioned_groups", "allgather_bucket_size",
-        "clear_hp_grads", "clear_lp_grads", "fp32_groups_flat_partition",
-        "fp32_groups_gradient_flat_partition", "fp32_groups_gradients",
-        "fp32_groups_gradients_flat", "fp32_groups_has_gradients", "bf16_groups",
-        "nccl_start_alignment_factor", "real_dp_process_group", "update_lp_params",
-    ),
     "stages 1 and 2": (
-        "_build_compact_grad_partition_buffer", "_offload_accumulated_param_ids",
         "_wait_for_offload_copies", "accumulated_grads_in_cpu", "all_grad_tensors",
         "allgather_bucket_size", "averaged_gradients", "bit16_groups", "bit16_groups_flat",
-        "cpu_offload", "local_overflow", "micro_step_id", "nccl_start_alignment_factor",
-        "norm_for_param_grads", "parallel_partitioned_bit16_groups", "partition_size",
-        "real_dp_process_group", "round_robin_bit16_groups", "round_robin_bit16_offsets",
+        "cpu_offload", "micro_step_id", "nccl_start_alignment_factor", "optimizer",
+        "parallel_partitioned_bit16_groups", "partition_size", "real_dp_process_group",
+        "round_robin_bit16_groups", "round_robin_bit16_offsets",
         "single_partition_of_fp32_groups", "update_lp_params",
     ),
     "stage 3": (
-        "_offload_boundary_param_ids", "_partition_all_parameters",
-        "_unflatten_partitioned_parameters", "averaged_gradients", "fp16_groups",
+        "_clear_fp32_optimizer_param_groups", "_offload_boundary_param_ids",
+        "_partition_all_parameters", "_set_fp32_optimizer_param_groups",
+        "_unflatten_partitioned_parameters", "fp16_groups",
         "fp16_partitioned_groups_flat", "fp16_partitioned_groups_flat_numel",
         "fp32_partitioned_groups_flat", "grad_partitions_flat_buffer",
-        "invalidate_secondary_tensor", "norm_for_param_grads", "offload_optimizer",
-        "persistent_parameters",
+        "invalidate_secondary_tensor", "offload_optimizer", "optimizer", "persistent_parameters",
     ),
 }  # fmt: skip
 """Attributes of DeepSpeed's optimizers that are not promised, by layout."""
@@ -108,7 +102,8 @@ class ZeroEngine(Engine):
         """How the model states are spread over the ranks."""
 
         stage: Literal["0", "1", "2", "3"] = "2"
-        """0 replicates; 1 shards the optimizer, 2 also gradients, 3 also parameters."""
+        """0 replicates; 1 shards the optimizer, 2 also gradients, 3 also parameters. 1 reduces a
+        gradient once where 2 and 3 do so for each of its micro-batches."""
         offload: Literal["none", "cpu"] = "none"
         """cpu: optimizer states and fp32 master weights live in host memory (stages 1 to 3)."""
         overlap: bool = True
@@ -132,17 +127,18 @@ class ZeroEngine(Engine):
             model.cast(torch.bfloat16)
         self._names = {p: n for n, p in trainable_parameters(model.module)}
         parameters = trained(model.module)
-        with redirect_stdout(io.StringIO()):  # it prints its memory and its compiler's success
+        built = optimizer.build(optimizer.groups(parameters))
+        with _one_optimizer_of_stage_1(), redirect_stdout(io.StringIO()):  # it prints its memory
+            settings = deepspeed_config(config, precision)
             self.deepspeed = deepspeed.initialize(
-                model=model.module,
-                optimizer=optimizer.build(optimizer.groups(parameters)),
-                config=deepspeed_config(config, precision),
+                model=model.module, optimizer=built, config=settings
             )[0]
         model.forward = self.deepspeed
         model.partitioned = config.stage == "3"
         self._layout = _layout_of(self.deepspeed)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._shaper = optimizer.shaper(parameters)
+        self.skips_on_device = self._shaper is None and skips_on_device(built)
         self._matrices = self._spread({} if self._shaper is None else self._shaper.matrices)
 
     def gradient(self, losses: Sequence[Loss]) -> Vector:
@@ -184,19 +180,15 @@ class ZeroEngine(Engine):
                 )
         return self._vector(shards)
 
-    def step(self, direction: Vector, learning_rate: float) -> None:
-        """See `Engine.step`."""
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
-        with torch.no_grad():
-            if self._shaper is not None:
-                direction = self._shaper.shaped(direction, self._matrices)
-            self._layout.put(direction.shards)
-        self.deepspeed.set_gradient_accumulation_boundary(True)
-        self.deepspeed.step()
-        with torch.no_grad():
-            self._layout.clear()
-        assert self.deepspeed.was_step_applied(), "DeepSpeed skipped a finite step"
+    @torch.no_grad()
+    def step(self, direction: Vector, learning_rate: float, *, skip: Tensor | None = None) -> None:
+        """See `Engine.step`. Of each rank's shards by torch's optimizer, as DeepSpeed would."""
+        if self._shaper is not None:
+            direction = self._shaper.shaped(direction, self._matrices)
+        with self._layout.stepping() as (optimizer, masters):
+            step_along(optimizer, masters, direction.shards, learning_rate, skip)
+        self._layout.publish(None)
+        self.deepspeed.global_steps += 1  # what its checkpoints say
 
     def vector(self, shards: Sequence[Tensor]) -> Vector:
         """See `Engine.vector`."""
@@ -319,11 +311,14 @@ def check_supported(config: ZeroEngine.Config, precision: Precision) -> None:
 
 def deepspeed_config(config: ZeroEngine.Config, precision: Precision) -> dict[str, Any]:
     """DeepSpeed's own configuration: nothing clipped, nothing scheduled, fp32 accumulation."""
-    stage = int(config.stage)
+    stage, several = int(config.stage), distributed.world_size() > 1
     zero: dict[str, Any] = {
         "stage": stage,
-        "overlap_comm": config.overlap and torch.cuda.is_available(),
+        # alone there is nothing to overlap, and the streams would be waited for
+        "overlap_comm": config.overlap and torch.cuda.is_available() and several,
         "contiguous_gradients": True,
+        # a bucket's share to each rank: all of it to all of them is twice the bytes
+        "use_multi_rank_bucket_allreduce": False,
         "reduce_bucket_size": config.bucket,
         "allgather_bucket_size": config.bucket,
     }
@@ -337,12 +332,32 @@ def deepspeed_config(config: ZeroEngine.Config, precision: Precision) -> dict[st
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device in each forward
     }
     if precision == "bf16":
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
         settings["communication_data_type"] = "fp32"
     return settings
+
+
+@contextmanager
+def _one_optimizer_of_stage_1() -> Iterator[None]:
+    """Inside, DeepSpeed shards stage 1 as it does stage 2, in every precision.
+
+    Its own choice in bf16 reduces whole fp32 gradients to every rank, and keeps them there.
+    """
+    kind, name = deepspeed.DeepSpeedEngine, "_do_optimizer_sanity_check"
+    own = getattr(kind, name)
+
+    def chosen(engine: Any, optimizer: Any) -> Any:
+        return ZERO_OPTIMIZATION if engine.zero_optimization() else own(engine, optimizer)
+
+    setattr(kind, name, chosen)
+    try:
+        yield
+    finally:
+        setattr(kind, name, own)
 
 
 @contextmanager
@@ -456,12 +471,12 @@ class _Layout(ABC):
         """The gradient after a boundary backward; the tensors are the caller's."""
 
     @abstractmethod
-    def put(self, shards: Sequence[Tensor]) -> None:
-        """Make `shards` the gradient that `engine.step()` consumes."""
-
-    @abstractmethod
     def clear(self) -> None:
         """Leave no gradient anywhere: the next backward starts from zero."""
+
+    @abstractmethod
+    def stepping(self) -> AbstractContextManager[tuple[torch.optim.Optimizer, list[Tensor]]]:
+        """Inside, torch's optimizer has the masters in its groups: it, and these, to be stepped."""
 
     @abstractmethod
     def masters(self) -> list[Tensor]:
@@ -477,7 +492,7 @@ class _Layout(ABC):
 
     @abstractmethod
     def publish(self, shards: Sequence[Tensor] | None) -> None:
-        """Make `shards` the parameters of the forward pass; None: the masters again."""
+        """Make `shards` the parameters of the forward pass; None: the masters, as they are now."""
 
 
 class _Replicated(_Layout):
@@ -497,13 +512,13 @@ class _Replicated(_Layout):
             for p in self.parameters
         ]
 
-    def put(self, shards: Sequence[Tensor]) -> None:
-        for p, shard in zip(self.parameters, shards, strict=True):
-            p.grad = shard.view_as(p)
-
     def clear(self) -> None:
         for p in self.parameters:
             p.grad = None
+
+    @contextmanager
+    def stepping(self) -> Iterator[tuple[torch.optim.Optimizer, list[Tensor]]]:
+        yield self.optimizer, [*self.parameters]
 
     def masters(self) -> list[Tensor]:
         return [p.data.view(-1) for p in self.parameters]
@@ -515,54 +530,12 @@ class _Replicated(_Layout):
         return self.masters() if self.saved is None else self.saved
 
     def publish(self, shards: Sequence[Tensor] | None) -> None:
-        if self.saved is None:  # no master copy exists beside the parameters
+        if shards is not None and self.saved is None:  # no master exists beside the parameters
             self.saved = [m.clone() for m in self.masters()]
-        torch._foreach_copy_(self.masters(), list(self.saved if shards is None else shards))
+        if self.saved is not None:
+            torch._foreach_copy_(self.masters(), list(self.saved if shards is None else shards))
         if shards is None:
             self.saved = None
-
-
-class _WholeGradient(_Layout):
-    """Stage 1 in bf16 without offload: every rank holds the whole fp32 gradient, reduced."""
-
-    def take(self) -> list[Tensor]:
-        return [g.detach().clone() for g in self.optimizer.fp32_groups_gradient_flat_partition]
-
-    def put(self, shards: Sequence[Tensor]) -> None:
-        o = self.optimizer
-        for i, (flat, shard) in enumerate(zip(o.fp32_groups_gradients_flat, shards, strict=True)):
-            # every rank computes the norm of the whole gradient, so every rank gets it whole
-            dist.all_gather_into_tensor(flat, shard, group=o.real_dp_process_group[i])
-            o.fp32_groups_has_gradients[i] = [True] * len(o.bf16_groups[i])
-        for group, gradients in zip(o.bf16_groups, o.fp32_groups_gradients, strict=True):
-            for parameter, gradient in zip(group, gradients, strict=True):
-                parameter._hp_grad = gradient
-
-    def clear(self) -> None:
-        self.optimizer.clear_hp_grads()
-        self.optimizer.clear_lp_grads(set_to_none=True)
-
-    def masters(self) -> list[Tensor]:
-        return [m.data for m in self.optimizer.fp32_groups_flat_partition]
-
-    def pieces(self) -> list[list[_Piece]]:
-        o = self.optimizer
-        found = []
-        for i, group in enumerate(o.bf16_groups):
-            offsets = accumulate((p.numel() for p in group[:-1]), initial=0)
-            rank = dist.get_rank(group=o.real_dp_process_group[i])
-            size = o.fp32_groups_flat_partition[i].numel()
-            found.append(_cut(group, offsets, rank * size, size))
-        return found
-
-    def publish(self, shards: Sequence[Tensor] | None) -> None:
-        o = self.optimizer
-        if shards is None:
-            o.update_lp_params()
-            return
-        for i, (parts, shard) in enumerate(zip(o.bf16_partitioned_groups, shards, strict=True)):
-            parts[dist.get_rank(group=o.real_dp_process_group[i])].data.copy_(shard)
-        _gather(o, o.bf16_groups_flat, o.bf16_partitioned_groups)
 
 
 class _Partitioned(_Layout):
@@ -590,17 +563,6 @@ class _Partitioned(_Layout):
             start += n
         return flat
 
-    def put(self, shards: Sequence[Tensor]) -> None:
-        o = self.optimizer
-        for i, shard in enumerate(shards):
-            if o.cpu_offload:
-                o.single_partition_of_fp32_groups[i].grad.copy_(shard)
-                continue
-            pieces = o._build_compact_grad_partition_buffer(i)
-            pieces.flat_partition.copy_(shard)
-            o.averaged_gradients[i] = pieces
-            o.all_grad_tensors[i] = None
-
     def clear(self) -> None:
         o = self.optimizer
         o.micro_step_id = -1  # the next backward overwrites instead of adding
@@ -611,12 +573,14 @@ class _Partitioned(_Layout):
                 o.single_partition_of_fp32_groups[i].grad.zero_()
         if o.cpu_offload:
             o._wait_for_offload_copies()
-            o._offload_accumulated_param_ids = set()
-            o.norm_for_param_grads = {}
-            o.local_overflow = False
             for buffer in o.accumulated_grads_in_cpu.values():
                 buffer.zero_()
         o.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def stepping(self) -> Iterator[tuple[torch.optim.Optimizer, list[Tensor]]]:
+        o = self.optimizer
+        yield o.optimizer, list(o.single_partition_of_fp32_groups)
 
     def masters(self) -> list[Tensor]:
         return [m.data for m in self.optimizer.single_partition_of_fp32_groups]
@@ -660,29 +624,24 @@ class _Sharded(_Layout):
         buffer = o.grad_partitions_flat_buffer.detach().to(torch.float32, copy=True)
         return list(buffer.split(o.fp16_partitioned_groups_flat_numel))
 
-    def put(self, shards: Sequence[Tensor]) -> None:
-        o = self.optimizer
-        start = 0
-        for i, shard in enumerate(shards):
-            if o.offload_optimizer:
-                o.fp32_partitioned_groups_flat[i].grad.copy_(shard)
-                continue
-            o.grad_partitions_flat_buffer.narrow(0, start, shard.numel()).copy_(shard)
-            sizes = [p.partition_numel() for p in o.fp16_groups[i]]
-            own = o.grad_partitions_flat_buffer.narrow(0, start, sum(sizes))
-            o.averaged_gradients[i] = list(own.split(sizes))
-            start += shard.numel()
-
     def clear(self) -> None:
         o = self.optimizer
         o.zero_grad(set_to_none=True)  # public; also resets the accumulation counter
         o.grad_partitions_flat_buffer.zero_()
         o._offload_boundary_param_ids = set()
         if o.offload_optimizer:
-            o.norm_for_param_grads = {}
             for master in o.fp32_partitioned_groups_flat:
                 if master.grad is not None:
                     master.grad.zero_()
+
+    @contextmanager
+    def stepping(self) -> Iterator[tuple[torch.optim.Optimizer, list[Tensor]]]:
+        o = self.optimizer
+        o._set_fp32_optimizer_param_groups()
+        try:
+            yield o.optimizer, list(o.fp32_partitioned_groups_flat)
+        finally:
+            o._clear_fp32_optimizer_param_groups()
 
     def masters(self) -> list[Tensor]:
         return [m.data for m in self.optimizer.fp32_partitioned_groups_flat]
@@ -707,12 +666,13 @@ class _Sharded(_Layout):
 
     def publish(self, shards: Sequence[Tensor] | None) -> None:
         o = self.optimizer
-        if self.aliased and self.saved is None:
+        if self.aliased and shards is not None and self.saved is None:
             self.saved = [m.clone() for m in self.masters()]
         source = shards if shards is not None else self.unshifted()
         o._partition_all_parameters()  # drop every gathered copy, persistent ones included
         for i, shard in enumerate(source):
-            o.fp16_partitioned_groups_flat[i].data.copy_(shard)
+            if o.fp16_partitioned_groups_flat[i].data_ptr() != shard.data_ptr():
+                o.fp16_partitioned_groups_flat[i].data.copy_(shard)
             o._unflatten_partitioned_parameters(i)
         o.invalidate_secondary_tensor()
         if len(o.persistent_parameters) > 0:
@@ -722,7 +682,6 @@ class _Sharded(_Layout):
 
 
 _LAYOUTS: dict[str, type[_Layout]] = {
-    "BF16_Optimizer": _WholeGradient,
     "DeepSpeedZeroOptimizer": _Partitioned,
     "DeepSpeedZeroOptimizer_Stage3": _Sharded,
 }

@@ -301,12 +301,7 @@ def missing(case: Case, engine: ZeroEngine) -> list[str]:
     optimizer = engine.deepspeed.optimizer
     if case.stage == "0":
         return []
-    if case.stage == "3":
-        layout = "stage 3"
-    elif case.stage == "1" and case.precision == "bf16" and case.offload == "none":
-        layout = "stage 1, bf16"
-    else:
-        layout = "stages 1 and 2"
+    layout = "stage 3" if case.stage == "3" else "stages 1 and 2"
     return [name for name in PRIVATE[layout] if name not in dir(optimizer)]
 
 

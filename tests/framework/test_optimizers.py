@@ -7,8 +7,9 @@ import math
 import pytest
 import tiny
 import torch
+from torch.testing import assert_close
 
-from framework import ConfigError
+from framework import ConfigError, LocalEngine, Vector
 from framework.optimizers import SGD, AdamW
 
 
@@ -94,3 +95,36 @@ def test_only_matrices_decay(name):
     assert matrices
     assert all(torch.allclose(after[n], before[n] * 0.95, atol=1e-7) for n in matrices)
     assert all(torch.equal(after[n], before[n]) for n in before.keys() - matrices)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        AdamW(AdamW.Config(learning_rate=0.1, weight_decay=0.1)),
+        SGD(SGD.Config(learning_rate=0.1, momentum=0.5)),
+        SGD(SGD.Config(learning_rate=0.1)),
+    ],
+    ids=["adamw", "momentum", "sgd"],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_that_is_skipped_on_the_device_leaves_nothing_behind(optimizer, precision, kept):
+    # a NaN before the first step, or after it: the next steps are those of a run without it
+    skipping, plain = (tiny.local_engine(optimizer, precision=precision) for _ in range(2))
+    batch = tiny.packed(tiny.rows(2, name="skip"))
+
+    def direction(engine: LocalEngine) -> Vector:
+        return engine.gradient([lambda: -engine.model.token_log_probs(batch).mean()])
+
+    nothing, everything = torch.tensor(False), torch.tensor(True)
+    for bad in (False, True, False, True) if kept else (True, False, False):
+        found = direction(skipping)
+        if bad:
+            skipping.step(found * math.nan, 0.1, skip=everything)
+        else:
+            skipping.step(found, 0.1, skip=nothing)
+            plain.step(direction(plain), 0.1)
+    mine, theirs = skipping.master_weights(), plain.master_weights()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    states = [engine.optimizer.state_dict()["state"] for engine in (skipping, plain)]
+    assert_close(*states, rtol=0, atol=0)

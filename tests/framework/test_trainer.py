@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from framework import ConfigError, FixedWeights, Gram, LocalEngine, Row, Rows, Weighting
+from framework.checkpoint import Checkpoints
 from framework.errors import NonFiniteError
 from framework.method import reference_needed
 from framework.parts import Weights
@@ -156,15 +157,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_touches_a_weight(
     trainer = made(tiny.BreaksOnce, compare_every=compare_every)
     tiny.train(trainer, PLAN[:1], tokens=30)
     before = weights_of(trainer)
+    tiny.train(trainer, PLAN[1:2], tokens=30)
     with pytest.raises(NonFiniteError, match=r"step 1 \(forget loss -inf, retain loss [0-9.]+\)"):
-        tiny.train(trainer, PLAN[1:2], tokens=30)
+        trainer.metrics()
     assert equal(before, weights_of(trainer))
 
 
 def test_the_error_says_what_to_type():
     trainer = made(tiny.BreaksOnce)
+    tiny.train(trainer, PLAN, tokens=30)
     with pytest.raises(NonFiniteError) as stopped:
-        tiny.train(trainer, PLAN, tokens=30)
+        trainer.settle()
     message = str(stopped.value)
     assert "optimizer.learning_rate" in message
     assert "trainer.on_nonfinite=skip" in message
@@ -187,6 +190,36 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_counted(perturbation):
     without = made(GradDiff, perturbation=perturbation)
     tiny.train(without, [PLAN[0], *PLAN[2:]], tokens=30)
     assert max(float((seen[-1][n] - w).abs().max()) for n, w in weights_of(without).items()) <= 1e-6
+
+
+def test_nobody_looks_for_steps_and_the_weights_stay_those_before_the_first_bad_one():
+    trainer = made(tiny.BreaksOnce)
+    tiny.train(trainer, PLAN[:1], tokens=30)
+    before = weights_of(trainer)
+    tiny.train(trainer, PLAN[1:], tokens=30)  # the last two are finite
+    assert trainer.steps_done == 4
+    assert equal(before, weights_of(trainer))
+    with pytest.raises(
+        NonFiniteError, match=r"at step 1 \(forget loss -inf, retain loss [0-9.]+\)"
+    ):
+        trainer.finish()
+    assert equal(before, weights_of(trainer))
+
+
+def test_skipped_steps_are_counted_however_late_somebody_looks():
+    trainer = made(tiny.BreaksOnce, on_nonfinite="skip")
+    tiny.train(trainer, PLAN, tokens=30)
+    assert trainer.metrics()["train/skipped_steps"] == 1
+    tiny.train(trainer, PLAN[2:], tokens=30)
+    assert trainer.metrics()["train/skipped_steps"] == 1
+
+
+def test_a_checkpoint_is_not_written_over_a_step_that_was_not_finite(tmp_path):
+    trainer = made(tiny.BreaksOnce)
+    tiny.train(trainer, PLAN[:2], tokens=30)
+    with pytest.raises(NonFiniteError, match="at step 1 "):
+        Checkpoints(tmp_path).save(trainer.engine, trainer)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- dropout -------------------------------------------------------------------------------------

@@ -1,0 +1,124 @@
+"""Counts the collectives of single steps under ZeRO, in one process group.
+
+torchrun --nproc_per_node 2 collectives_worker.py RESULTS.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+
+from framework import distributed
+from framework.data import Rows
+from framework.trainer import micro_batches
+from framework.zero import ZeroEngine
+from launch.collectives import Collective, collectives
+
+SMALL = 100
+"""Elements of the most that a step exchanges beside vectors of the model's size."""
+SIZES = {"hidden_size": 128, "intermediate_size": 1024}  # matrices that ZeRO-3 thinks worth sharing
+
+
+Step = Callable[[], None]
+Begun = Callable[[ZeroEngine], Step]
+
+
+def measured(stage: str, precision: str, begun: Begun) -> dict[str, Any]:
+    """What the third of three equal steps sends: ZeRO-3 needs two to find out what is read when."""
+    # no weight decay: all parameters are one group
+    optimizer = tiny.optimizer("sgd", clip=1.0)
+    engine = ZeroEngine(
+        ZeroEngine.Config(stage=stage),  # type: ignore[arg-type]
+        model=tiny.language_model(**SIZES),
+        optimizer=optimizer,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    step = begun(engine)
+    step()
+    step()
+    with collectives() as found:
+        step()
+    shapes = [getattr(p, "ds_shape", p.shape) for p in engine.model.module.parameters()]
+    kept = [p.numel() for p in engine.model.module.parameters()] if stage == "3" else []
+    engine.close()
+    return {
+        "parameters": sum(map(torch.Size.numel, map(torch.Size, shapes))),
+        "persistent": sum(kept),
+        "large": tallied([each for each in found if each.elements > SMALL]),
+        "small": tallied([each for each in found if each.elements <= SMALL]),
+    }
+
+
+def tallied(found: list[Collective]) -> dict[str, list[int]]:
+    """How many collectives of each name, and the elements of them all."""
+    names = {each.name for each in found}
+    sizes = {name: [each.elements for each in found if each.name == name] for name in names}
+    return {name: [len(own), sum(own)] for name, own in sizes.items()}
+
+
+def one_gradient(parts: int) -> Begun:
+    """One gradient of so many micro-batches, and a step along it."""
+
+    def begun(engine: ZeroEngine) -> Step:
+        batch = Rows.pack(tiny.rows(3, name="collectives"))
+        losses = [lambda: -engine.model.token_log_probs(batch).sum()] * parts
+        return lambda: engine.step(engine.gradient(losses), 0.01, skip=torch.tensor(False))
+
+    return begun
+
+
+def whole_step(method: str, weighting: str, perturbation: str) -> Begun:
+    """A trainer's step, one micro-batch for each gradient."""
+
+    def begun(engine: ZeroEngine) -> Step:
+        plan = tiny.step_rows(1)
+        trainer = tiny.trainer(
+            engine,
+            tiny.language_model(**SIZES),
+            plan,
+            method=method,
+            weighting=tiny.WEIGHTINGS[weighting](),
+            perturbation=tiny.PERTURBATIONS[perturbation](),
+            optimizer=tiny.optimizer("sgd", clip=1.0),
+        )
+        batches = micro_batches(plan[0], tokens=1000, device=torch.device("cpu"))
+        return lambda: trainer.step(batches, learning_rate=0.01)
+
+    return begun
+
+
+WORK = {
+    "one micro-batch": one_gradient(1),
+    "three micro-batches": one_gradient(3),
+    "grad_diff": whole_step("grad_diff", "none", "none"),
+    "blur": whole_step("grad_diff", "blur", "none"),
+    "npo sam": whole_step("npo", "none", "sam"),
+}
+
+
+def main() -> None:
+    """Measure everything; rank 0 writes it."""
+    distributed.connect()
+    try:
+        results = {
+            f"{stage} {precision} {name}": measured(stage, precision, work)
+            for stage in "123"
+            for precision in (("fp32", "bf16") if stage == "1" else ("bf16",))
+            for name, work in WORK.items()
+        }
+        if distributed.is_main():
+            Path(sys.argv[1]).write_text(json.dumps(results))
+    finally:
+        distributed.barrier()
+        distributed.disconnect()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
