@@ -1,6 +1,8 @@
 """Lethe's machinery: losses, gradients per objective, ZeRO, evaluation. It names no paper.
 
-`framework.zero` stands apart, so that importing this needs neither DeepSpeed nor a GPU.
+`framework.zero` stands apart, so that importing this needs neither DeepSpeed nor a GPU. Files say
+`import transformers` and name what they take of it where they use it: it is loaded then, and a
+mistake is told without it.
 """
 
 from .combined import Combination

@@ -1,7 +1,7 @@
 """Attention confined to each row of a packed sequence: no padding, no mask, exact.
 
 Rows that share their beginning read its keys where they are (`data.Keys`).
-Registered with transformers under the name `packed`. On a GPU in half precision it is torch's
+Known to transformers under the name `packed`. On a GPU in half precision it is torch's
 variable-length flash attention; elsewhere one causal attention per row.
 """
 
@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from .data import Keys
 from .errors import ModelError
@@ -99,6 +98,8 @@ def _variable_length(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # which imports torch's compiler
+
     output = varlen_attn(
         query[0].transpose(0, 1).contiguous(),
         key[0].transpose(0, 1).contiguous(),
@@ -125,4 +126,6 @@ def _band(queries: int, keys: int, window: int | None, device: torch.device) -> 
     return seen if window is None else seen.triu_(earlier - window + 1)
 
 
-AttentionInterface.register(NAME, packed_attention)
+def register() -> None:
+    """Make it known to transformers under NAME, before a model is to attend by it."""
+    transformers.AttentionInterface.register(NAME, packed_attention)

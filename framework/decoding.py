@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
 from . import watchdog
 from .sampling import Choice
@@ -21,10 +21,10 @@ PROMPT_TOKENS = 65_536
 class Decoding:
     """The forward passes of decoding over one batch; keeps its keys and values."""
 
-    def __init__(self, module: PreTrainedModel) -> None:
+    def __init__(self, module: transformers.PreTrainedModel) -> None:
         """Nothing read yet."""
         self._module = module
-        self._cache = DynamicCache()
+        self._cache = transformers.DynamicCache()
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[B, V] after `ids` [B, n], the tokens not read yet; `mask` [B, T] is of all so far."""
@@ -103,7 +103,7 @@ def batches_of_prompts(
     return batches
 
 
-def bytes_per_token(module: PreTrainedModel) -> int:
+def bytes_per_token(module: transformers.PreTrainedModel) -> int:
     """The keys and values of one token in all layers, as the config tells them."""
     config = module.config.get_text_config()
     heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

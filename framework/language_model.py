@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import attention
 from .data import Row, Rows, partition
@@ -47,8 +47,8 @@ class LanguageModel:
 
     def __init__(
         self,
-        module: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        module: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
         *,
         prompt_format: PromptFormat,
         max_length: int,
@@ -70,6 +70,7 @@ class LanguageModel:
         """Whether every rank must take part in every forward pass (ZeRO-3)."""
         self._shares = True
         self._linear_head = False
+        attention.register()
         self.attend(attention.NAME)
 
     @property
@@ -383,7 +384,7 @@ class LanguageModel:
         folder: Path,
         weights: Mapping[str, Tensor],
         *,
-        module: PreTrainedModel | None = None,
+        module: transformers.PreTrainedModel | None = None,
     ) -> None:
         """Write a transformers model: safetensors, tokenizer, generation config; appears whole.
 

@@ -9,20 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
@@ -76,7 +65,7 @@ class ModelSource:
         tokenizer = load_tokenizer(where, own, trust_remote_code=trusted)
         disable_progress_bar()  # of loading and saving: seconds of work, a line each in a log
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 path,
                 config=self.shape_at(path, revision),
                 revision=revision,
@@ -100,17 +89,19 @@ class ModelSource:
         """Where the tokenizer of the model at `path` is: with it."""
         return path
 
-    def shape_at(self, path: str, revision: str | None) -> PretrainedConfig:
+    def shape_at(self, path: str, revision: str | None) -> transformers.PretrainedConfig:
         """The transformers config of the model at `path`."""
         try:
-            shape: PretrainedConfig = AutoConfig.from_pretrained(
+            shape: transformers.PretrainedConfig = transformers.AutoConfig.from_pretrained(
                 path, revision=revision, trust_remote_code=self.config.trust_remote_code
             )
         except (OSError, ValueError) as error:
             raise ModelError(_cannot_load("model", path, error)) from error
         return shape
 
-    def wrap(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    def wrap(
+        self, module: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+    ) -> LanguageModel:
         """`module` as a LanguageModel with this source's settings."""
         positions = getattr(module.config, "max_position_embeddings", None)
         if positions is not None and positions < self.config.max_length:
@@ -157,7 +148,7 @@ class Pretrained(ModelSource):
         """See `ModelSource.tokenizer_at`: elsewhere where `tokenizer` says so."""
         return path if self.config.tokenizer is None else self.config.tokenizer
 
-    def shape_at(self, path: str, revision: str | None) -> PretrainedConfig:
+    def shape_at(self, path: str, revision: str | None) -> transformers.PretrainedConfig:
         """See `ModelSource.shape_at`: cut to the first blocks where `layers` says so."""
         shape = super().shape_at(path, revision)
         layers = self.config.layers
@@ -175,13 +166,13 @@ class Pretrained(ModelSource):
             blocks.layer_types = kinds[:layers]
         return shape
 
-    def skeleton(self) -> PreTrainedModel:
+    def skeleton(self) -> transformers.PreTrainedModel:
         """The model on the meta device: its shape, no weights."""
         path = model_folder(self.config.path)
         check_there(path, self.config.revision)
         settings = self.shape_at(path, self.config.revision)
         with torch.device("meta"):
-            module: PreTrainedModel = AutoModelForCausalLM.from_config(
+            module: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
                 settings, trust_remote_code=self.config.trust_remote_code
             )
         return module
@@ -224,16 +215,16 @@ class Tiny(ModelSource):
                 f"tokens), got {config.vocabulary}"
             )
 
-    def skeleton(self) -> PreTrainedModel:
+    def skeleton(self) -> transformers.PreTrainedModel:
         """The model on the meta device: its shape, no weights."""
         with torch.device("meta"):
-            return LlamaForCausalLM(self._settings(self.config.vocabulary))
+            return transformers.LlamaForCausalLM(self._settings(self.config.vocabulary))
 
     def build(self, texts: Iterable[str], *, seed: int) -> LanguageModel:
         """Fresh weights and a tokenizer trained on `texts`; the same for the same arguments."""
         return self.fresh(train_tokenizer(texts, vocabulary=self.config.vocabulary), seed=seed)
 
-    def fresh(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LanguageModel:
+    def fresh(self, tokenizer: transformers.PreTrainedTokenizerBase, *, seed: int) -> LanguageModel:
         """Fresh weights for a tokenizer that is there already, of any model."""
         disable_progress_bar()
         special = {
@@ -245,13 +236,13 @@ class Tiny(ModelSource):
         settings = self._settings(vocabulary)
         settings.update(special)
         torch.manual_seed(seed)
-        module = LlamaForCausalLM(settings)
-        module.generation_config = GenerationConfig(**special)
+        module = transformers.LlamaForCausalLM(settings)
+        module.generation_config = transformers.GenerationConfig(**special)
         return self.wrap(module, tokenizer)
 
-    def _settings(self, vocabulary: int) -> LlamaConfig:
+    def _settings(self, vocabulary: int) -> transformers.LlamaConfig:
         config = self.config
-        return LlamaConfig(
+        return transformers.LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
@@ -266,7 +257,9 @@ class Tiny(ModelSource):
         )
 
 
-def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], *, vocabulary: int
+) -> transformers.PreTrainedTokenizerFast:
     """A byte-pair tokenizer of `texts`, digits one by one; special tokens 0, 1, 2."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -285,7 +278,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
             show_progress=False,
         ),
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
 
@@ -321,11 +314,13 @@ def files_of(path: str, revision: str | None = None) -> Path | None:
 
 def load_tokenizer(
     path: str, revision: str | None = None, *, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer at `path`; raises ModelError when there is none or it cannot end a text."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code
+        tokenizer: transformers.PreTrainedTokenizerBase = (
+            transformers.AutoTokenizer.from_pretrained(
+                path, revision=revision, trust_remote_code=trust_remote_code
+            )
         )
     except (OSError, ValueError) as error:
         raise ModelError(_cannot_load("tokenizer", path, error)) from error

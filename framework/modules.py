@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .errors import ModelError
 
 
 @contextmanager
-def up_to(module: PreTrainedModel, layer: int) -> Iterator[None]:
+def up_to(module: transformers.PreTrainedModel, layer: int) -> Iterator[None]:
     """Inside, the model has its first `layer` blocks alone, and the last one's output in its own.
 
     The list of blocks is cut short, rather than a forward pass left by an error half way: hooks of
@@ -41,7 +41,7 @@ def up_to(module: PreTrainedModel, layer: int) -> Iterator[None]:
             hook.remove()
 
 
-def _blocks_of(module: PreTrainedModel) -> tuple[nn.Module, str]:
+def _blocks_of(module: transformers.PreTrainedModel) -> tuple[nn.Module, str]:
     """The decoder, and what it calls the list of its blocks; raises ModelError without one."""
     decoder = module.get_decoder()
     count = module.config.get_text_config().num_hidden_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+import transformers
 
 from .data import Row
 from .encoding import Truncation, TruncationWarning
@@ -17,7 +17,7 @@ Next = tuple[Row, tuple[int, ...]]
 def encode_next(
     prompts: Sequence[str],
     continuations: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: transformers.PreTrainedTokenizerBase,
     max_length: int,
 ) -> list[Next]:
     """Each prompt with its first continuation as a row, and the tokens of all continuations.
@@ -45,7 +45,9 @@ def encode_next(
 
 
 def _last_tokens(
-    prompts: Sequence[str], continuations: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> list[tuple[list[int], tuple[int, ...]]]:
     """The tokens of each prompt, and the one that each continuation is after it."""
     before = _tokens(prompts, tokenizer)
@@ -63,7 +65,7 @@ def _last_tokens(
 
 
 def encode_raw(
-    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    prompts: Sequence[str], tokenizer: transformers.PreTrainedTokenizerBase, max_length: int
 ) -> list[list[int]]:
     """The last `max_length` tokens of each raw prompt; raises DataError for one without any."""
     encoded = _tokens(prompts, tokenizer)
@@ -81,7 +83,9 @@ def encode_raw(
 
 
 def encode_continuations(
-    pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    pairs: Sequence[tuple[str, str]],
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    max_length: int,
 ) -> list[Row]:
     """Each raw prompt with a text right after it, whose tokens alone count; named by position.
 
@@ -118,7 +122,7 @@ def encode_continuations(
 
 
 def _tokens(
-    texts: list[str] | Sequence[str], tokenizer: PreTrainedTokenizerBase
+    texts: list[str] | Sequence[str], tokenizer: transformers.PreTrainedTokenizerBase
 ) -> list[list[int]]:
     """The tokens of each text, less an end token that the tokenizer puts behind it.
 

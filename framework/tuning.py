@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from peft import LoraConfig, PeftModel, get_peft_model
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .errors import ConfigError
 
@@ -20,12 +19,12 @@ class Tuning(ABC):
     """Which parameters are trained."""
 
     @abstractmethod
-    def apply(self, module: PreTrainedModel) -> PreTrainedModel:
+    def apply(self, module: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
         """`module` with exactly the chosen parameters trainable."""
 
     def export(
-        self, module: PreTrainedModel, weights: Mapping[str, Tensor]
-    ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+        self, module: transformers.PreTrainedModel, weights: Mapping[str, Tensor]
+    ) -> tuple[transformers.PreTrainedModel, dict[str, Tensor]]:
         """The module and state dict to write as a plain transformers model."""
         return module, dict(weights)
 
@@ -41,7 +40,7 @@ class Full(Tuning):
         """Nothing to check."""
         self.config = config
 
-    def apply(self, module: PreTrainedModel) -> PreTrainedModel:
+    def apply(self, module: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
         """See `Tuning.apply`."""
         return module.requires_grad_(True)
 
@@ -66,7 +65,7 @@ class Layers(Tuning):
             ) from error
         self.config = config
 
-    def apply(self, module: PreTrainedModel) -> PreTrainedModel:
+    def apply(self, module: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
         """See `Tuning.apply`."""
         names = [name for name, _ in module.named_parameters()]
         if not any(self.pattern.search(name) for name in names):
@@ -104,8 +103,10 @@ class LoRA(Tuning):
             raise ConfigError(f"tuning.dropout must be in [0, 1), got {config.dropout:g}")
         self.config = config
 
-    def apply(self, module: PreTrainedModel) -> PreTrainedModel:
+    def apply(self, module: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
         """See `Tuning.apply`."""
+        from peft import LoraConfig, get_peft_model  # which few runs need
+
         targets: list[str] | str = self.config.targets
         settings = LoraConfig(
             r=self.config.rank,
@@ -117,7 +118,7 @@ class LoRA(Tuning):
         with warnings.catch_warnings():  # peft 0.21 calls transformers 5.23 by a deprecated name
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             try:
-                wrapped: PreTrainedModel = get_peft_model(module, settings)  # type: ignore[assignment]
+                wrapped: transformers.PreTrainedModel = get_peft_model(module, settings)  # type: ignore[assignment]
             except ValueError as error:
                 linear = {
                     n.rpartition(".")[2]
@@ -131,11 +132,11 @@ class LoRA(Tuning):
         return wrapped
 
     def export(
-        self, module: PreTrainedModel, weights: Mapping[str, Tensor]
-    ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+        self, module: transformers.PreTrainedModel, weights: Mapping[str, Tensor]
+    ) -> tuple[transformers.PreTrainedModel, dict[str, Tensor]]:
         """The adapters merged into a plain model, built anew on the CPU."""
         dtype = next(iter(weights.values())).dtype
-        plain = AutoModelForCausalLM.from_config(module.config, dtype=dtype)
+        plain = transformers.AutoModelForCausalLM.from_config(module.config, dtype=dtype)
         copy = self.apply(plain)
         found = copy.load_state_dict(dict(weights), strict=False)
         named = dict(copy.named_parameters(remove_duplicate=False))
@@ -143,7 +144,7 @@ class LoRA(Tuning):
         lost = [n for n in found.missing_keys if id(named.get(n)) not in given]
         assert not lost, f"the export lacks {lost[:3]}"
         assert not found.unexpected_keys, f"the export has no place for {found.unexpected_keys[:3]}"
-        merged: PreTrainedModel = copy.merge_and_unload()  # type: ignore[operator]
+        merged: transformers.PreTrainedModel = copy.merge_and_unload()  # type: ignore[operator]
         merged.generation_config = module.generation_config  # its end tokens, above all
         return merged, {n: t.detach() for n, t in merged.state_dict().items()}
 
@@ -151,10 +152,13 @@ class LoRA(Tuning):
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
     """Inside, a LoRA model is the model before unlearning; any other model is itself."""
-    if isinstance(module, PeftModel):
-        with module.disable_adapter():
-            yield
-    else:
+    if isinstance(module, transformers.PreTrainedModel):  # which a model within peft's is not
+        yield
+        return
+    from peft import PeftModel
+
+    assert isinstance(module, PeftModel), type(module)
+    with module.disable_adapter():
         yield
 
 

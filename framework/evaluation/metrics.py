@@ -2,19 +2,19 @@
 
 A metric that has no value (no rows, a collapsed model's NaN) is None, "undefined": never a crash
 and never a number that looks like a result. ROUGE, the KS test and the AUC come from the libraries
-that the benchmarks' own programs use, so that numbers agree to the digit. "NLL" is a mean over an
-answer's tokens, in nats.
+that the benchmarks' own programs use, so that numbers agree to the digit; each is imported where it
+is used, since together they cost a second, which a run that measures nothing yet need not wait for.
+"NLL" is a mean over an answer's tokens, in nats.
 """
+
+from __future__ import annotations
 
 import math
 import warnings
 import zlib
 from collections.abc import Sequence
 from functools import cache
-
-from rouge_score.rouge_scorer import RougeScorer
-from scipy.stats import ks_2samp
-from sklearn.metrics import roc_auc_score
+from typing import Any
 
 Values = Sequence[float | None]  # None is an undefined value
 
@@ -23,8 +23,10 @@ LARGEST_EXPONENT = 700.0
 
 
 @cache
-def _rouge_scorer(*, stemmer: bool) -> RougeScorer:
+def _rouge_scorer(*, stemmer: bool) -> Any:
     """ROUGE-L: with the Porter stemmer in TOFU and LUME, without it in MUSE."""
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer(["rougeL"], use_stemmer=stemmer)
 
 
@@ -146,6 +148,8 @@ def auc(members: Values, nonmembers: Values) -> float | None:
     """
     if not _all_finite(members) or not _all_finite(nonmembers):
         return None
+    from sklearn.metrics import roc_auc_score
+
     labels = [1] * len(members) + [0] * len(nonmembers)
     return float(roc_auc_score(labels, [*members, *nonmembers]))
 
@@ -202,6 +206,8 @@ def forget_quality(ratios: Values, gold_ratios: Values) -> float | None:
     """
     if not _all_finite(ratios) or not _all_finite(gold_ratios):
         return None
+    from scipy.stats import ks_2samp
+
     with warnings.catch_warnings():  # scipy's exact sum for a p of 1 may round to above 1
         warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful")
         return float(ks_2samp(ratios, gold_ratios).pvalue)
