@@ -1,16 +1,14 @@
 """A causal language model as unlearning sees it: log-probabilities, hidden states, answers.
 
-Logits are computed at scored positions only, and rows travel packed, without padding
-(`data.Rows`). Evaluation shares its work between the ranks in pieces that do not depend on how
-many ranks there are, so it gives the same numbers on any number of GPUs.
-
-Shapes: `R` rows, `T` tokens, `S` scored tokens, `V` vocabulary, `D` width.
+What losses are made of is a `Reader`'s (`reading.py`). Evaluation shares its work between the
+ranks in pieces that do not depend on how many ranks there are, so it gives the same numbers on any
+number of GPUs.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,11 @@ from .data import Row, Rows, partition
 from .decoding import Decoding, batches_of_prompts, bytes_per_token, decode
 from .distributed import gather_in_order, rank, sum_over_ranks, world_size
 from .encoding import encode_pairs, encode_prompts
-from .errors import ConfigError, ModelError
+from .errors import ModelError
 from .gradient_norms import differentiable, mean_norm
-from .head import Head, PerToken, computing, watched
-from .modules import up_to
 from .next_token import encode_next, encode_raw
-from .packing_check import check_apart, shared_as_apart
 from .prompt_format import PromptFormat
+from .reading import Reader
 from .sampling import Choice, Sampling, drawn_of, likeliest
 from .scores import TokenScores, scores_of
 from .shared import pack, packs_of
@@ -39,11 +35,8 @@ from .swap import put_in_place
 from .terminal import progress
 
 
-class LanguageModel:
-    """A transformers causal model with its tokenizer and prompt format.
-
-    `forward` is the module itself until an engine takes it over (DeepSpeed must see every call).
-    """
+class LanguageModel(Reader):
+    """A transformers causal model with its tokenizer and prompt format."""
 
     def __init__(
         self,
@@ -59,24 +52,12 @@ class LanguageModel:
 
         `generation_memory`: GiB of the keys and values of a batch of answers, at most.
         """
-        self.module = module
+        super().__init__(module)
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format
         self.max_length = max_length
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.generation_memory = generation_memory
-        self.forward: Callable[..., Any] = module
-        self.partitioned = False
-        """Whether every rank must take part in every forward pass (ZeRO-3)."""
-        self._shares = True
-        self._linear_head = False
-        attention.register()
-        self.attend(attention.NAME)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.module.device
 
     def cast(self, dtype: torch.dtype) -> None:
         """Hold the weights in `dtype`."""
@@ -86,95 +67,7 @@ class LanguageModel:
         """Compute on `device`."""
         nn.Module.to(self.module, device=device)
 
-    # ---- what losses are made of -----------------------------------------------------------------
-
-    def logits(self, rows: Rows) -> Tensor:
-        """[S, V] fp32 logits at the scored positions, all at once."""
-        return self.at_head(rows, Head.logits)
-
-    def of_logits(self, rows: Rows, function: PerToken) -> Tensor:
-        """[S] what `function(logits [C, V] fp32, chunk)` gives of the logits, chunk by chunk.
-
-        `chunk` is their place among the scored positions. Gradients flow through `logits` alone.
-        """
-        return self.at_head(rows, lambda head: head.of_logits(function))
-
-    def token_log_probs(self, rows: Rows) -> Tensor:
-        """[S] log-probability of each scored token, in nats."""
-        return self.at_head(rows, lambda head: head.token_log_probs(rows.targets))
-
-    def final_states(self, rows: Rows) -> Tensor:
-        """[S, D] what the output head is given at the scored positions."""
-        return self.at_head(rows, Head.given)
-
-    def at_head(self, rows: Rows, function: Callable[[Head], Tensor]) -> Tensor:
-        """What the function makes of the output head in a forward pass over `rows`."""
-        layer = self.module.get_output_embeddings()
-
-        def read() -> Tensor:
-            logits: Tensor = self._read(rows, logits_to_keep=rows.scored).logits
-            return logits
-
-        if self._linear_head:
-            with computing(layer, function):
-                return read()
-        head, self._linear_head = watched(layer, read)
-        return function(head)
-
-    def log_probs(self, rows: Rows) -> Tensor:
-        """[R] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
-        return rows.row_sum(self.token_log_probs(rows))
-
-    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
-        """[T, D] output of decoder block `layer`, 1 the first, before any final norm.
-
-        Later blocks are not computed. Raises ConfigError where gradients are asked for and there
-        are none, for want of anything trainable up to the block.
-        """
-        with up_to(self.module, layer):
-            states: Tensor = self._read(rows, logits_to_keep=rows.scored[:1]).hidden_states[0]
-        if torch.is_grad_enabled() and not states.requires_grad:
-            raise ConfigError(
-                f"nothing that is trained comes before the output of decoder block {layer}, so a "
-                "loss of it has no gradient; set a higher trainer.layer, or name earlier blocks in "
-                "tuning.parameters"
-            )
-        return states[0]
-
-    def _read(self, rows: Rows, **options: Any) -> Any:
-        return self.forward(
-            input_ids=rows.input_ids[None],
-            position_ids=rows.position_ids[None],
-            use_cache=False,
-            row_lengths=rows.lengths,
-            boundaries=rows.boundaries,
-            keys=rows.keys,
-            **options,
-        )
-
-    def check_packing(self) -> None:
-        """Raise ModelError for a model that reads one packed row into the next.
-
-        Falcon, Bloom, MPT and all that carry a state from token to token (Mamba, Jamba, RWKV) go
-        around the attention that keeps rows apart, without a word. Every rank must call this.
-        """
-        with self.evaluating():
-            check_apart(self.logits, self.device, type(self.module).__name__)
-            if self.shares_beginnings():  # and this device's kernel reads what rows share
-                self._shares = shared_as_apart(self.logits, self.device)
-
     # ---- what evaluation asks --------------------------------------------------------------------
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """No dropout and no gradients inside."""
-        was_training = self.module.training
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.module.train(was_training)
 
     def scores(
         self, pairs: Sequence[tuple[str, str]], description: str = "scoring"
@@ -307,11 +200,6 @@ class LanguageModel:
         for piece in progress(self._share(packs), description=description):
             yield packed(piece, device=self.device)
 
-    def shares_beginnings(self) -> bool:
-        """Whether its attention is ours, which can: GPT-J's keeps rows apart in its own way."""
-        known = self.module.config._attn_implementation  # noqa: SLF001 - told nowhere else
-        return self._shares and bool(known == attention.NAME)
-
     def _share(self, pieces: list[Any]) -> list[Any]:
         """This rank's pieces. With partitioned weights every rank must run equally many."""
         mine = pieces[rank() :: world_size()]
@@ -326,10 +214,6 @@ class LanguageModel:
             yield
         finally:
             self.attend(attention.NAME)
-
-    def attend(self, implementation: str) -> None:
-        """Compute attention by the transformers implementation of that name."""
-        self.module.set_attn_implementation(implementation)
 
     def cache_bytes(self) -> int:
         """What decoding keeps of one token."""

@@ -40,6 +40,7 @@ ONLY = {
         "framework/loading.py",
         "framework/modules.py",
         "framework/next_token.py",
+        "framework/reading.py",
         "framework/tuning.py",
         "framework/zero.py",
         "launch/shapes.py",

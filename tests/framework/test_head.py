@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from families import family, language_model
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from framework import LanguageModel, Rows
+from framework import FrozenReference, LanguageModel, Row, Rows
 from framework import head as head_file
 from framework.head import Head
+from framework.shared import pack
 
 ROWS = Rows.pack(tiny.rows(9, name="head"))
 SCORED, VOCABULARY = len(ROWS.scored), tiny.VOCABULARY
@@ -69,7 +71,7 @@ def gradients(values: Tensor, of: list[Tensor]) -> list[Tensor]:
 def apart(found: list[Tensor], right: list[Tensor]) -> float:
     """The largest relative difference."""
     pairs = zip(found, right, strict=True)
-    return max(float((a - b).float().norm() / b.float().norm()) for a, b in pairs)
+    return max(float((a - b).detach().float().norm() / b.detach().float().norm()) for a, b in pairs)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -162,3 +164,94 @@ def test_final_states_are_what_the_head_makes_its_logits_of():
             states = model.final_states(ROWS)
             made = states @ model.module.get_output_embeddings().weight.T
             assert (made - model.logits(ROWS)).abs().max() <= 1e-5
+
+
+# ---- one forward pass for several losses ---------------------------------------------------------
+
+
+def members(rows: Sequence[Row], *, share: bool) -> tuple[Rows, Rows]:
+    """Rows of one pack: the first half of its scored tokens, and the others."""
+    whole = pack(rows) if share else Rows.pack(rows)
+    halves = whole.row_of < len(rows) // 2, whole.row_of >= len(rows) // 2
+    first, second = (
+        replace(
+            whole,
+            scored=whole.scored[half],
+            targets=whole.targets[half],
+            weights=whole.weights[half],
+            row_of=whole.row_of[half],
+        )
+        for half in halves
+    )
+    return first, second
+
+
+def passes(model: LanguageModel) -> list[int]:
+    """The number of tokens of each forward pass from here on."""
+    seen: list[int] = []
+    forward = model.forward
+
+    def counted(**given: Any) -> Any:
+        seen.append(given["input_ids"].numel())
+        return forward(**given)
+
+    model.forward = counted
+    return seen
+
+
+def loss_of(model: LanguageModel, one: Rows, other: Rows) -> Tensor:
+    """Made of all that a loss may read at the head."""
+    taken = one.token_mean(model.token_log_probs(one).square())
+    spread = other.token_mean(model.of_logits(other, entropy))
+    flat = other.token_mean(model.logits(other).square().mean(-1))
+    return taken - 0.3 * spread + flat + one.token_mean(model.final_states(one).square().sum(-1))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known to be linear", "not yet"])
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "apart"])
+@pytest.mark.parametrize("chunks", [7 * VOCABULARY], indirect=True)
+def test_two_losses_of_one_pack_are_read_in_one_pass_with_the_gradient_of_two(chunks, share, known):
+    begun = [Row(f"b{i}", (1, 7, 8, 9, *(10 + i, 20 + i)), (0.0,) * 4 + (1.0,) * 2) for i in (0, 1)]
+    one, other = members([*begun, *tiny.rows(4, name="together")], share=share)
+    assert (one.keys is not None) == share
+    model = tiny.language_model(tied=True)
+    trained = list(model.module.parameters())
+    right = [loss := loss_of(model, one, other), *torch.autograd.grad(loss, trained)]
+    model.linear_head = known
+    seen = passes(model)
+    loss = model.together([one, other], lambda: loss_of(model, one, other))
+    found = [loss, *torch.autograd.grad(loss, trained)]
+    assert seen == [len(one.input_ids)]
+    assert apart(found, right) <= 1e-6
+
+
+def test_what_a_model_caps_is_read_together_all_the_same():
+    one, other = members(tiny.rows(4, name="together"), share=False)
+    model = language_model(family("granite", **CAPPED["granite"]))
+    model.check_packing()
+    right = loss_of(model, one, other)
+    found = model.together([one, other], lambda: loss_of(model, one, other))
+    assert not model.linear_head
+    assert abs(float((found / right).detach()) - 1) <= 1e-6
+
+
+def test_nothing_else_is_read_inside_and_everything_again_after():
+    one, other = members(tiny.rows(4, name="together"), share=False)
+    model = tiny.language_model(tuning="lora")
+    model.check_packing()
+    before = FrozenReference(model)
+    refused: list[Callable[[], Tensor]] = [
+        lambda: model.token_log_probs(replace(one)),
+        lambda: model.token_log_probs(one.everywhere()),
+        lambda: model.hidden_states(one, 1),
+        lambda: before.token_log_probs(one),
+        lambda: model.together([one], lambda: model.log_probs(one).sum()),
+    ]
+    for reading in refused:
+        with pytest.raises(AssertionError, match="together"):
+            model.together([one, other], reading)
+    with pytest.raises(AssertionError, match="several packs"):
+        model.together(
+            [one, *members(tiny.rows(4, name="x"), share=False)], lambda: torch.zeros(())
+        )
+    assert torch.equal(model.token_log_probs(one), model.token_log_probs(replace(one)))

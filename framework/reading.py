@@ -1,0 +1,172 @@
+"""Reading packed rows: logits, log-probabilities and hidden states, what losses are made of.
+
+Logits are computed at scored positions only, and rows travel without padding (`data.Rows`).
+
+Shapes: `R` rows, `T` tokens, `S` scored tokens, `V` vocabulary, `D` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from . import attention
+from .data import Rows
+from .errors import ConfigError
+from .head import Head, PerToken, computing, watched
+from .modules import up_to
+from .packing_check import check_apart, shared_as_apart
+
+
+class Reader:
+    """A transformers causal model that reads packed rows.
+
+    `forward` is the module itself until an engine takes it over (DeepSpeed must see every call).
+    """
+
+    def __init__(self, module: transformers.PreTrainedModel) -> None:
+        """`module`: its attention is exchanged for ours."""
+        self.module = module
+        self.forward: Callable[..., Any] = module
+        self.partitioned = False
+        """Whether every rank must take part in every forward pass (ZeRO-3)."""
+        self._shares = True
+        self.linear_head = False
+        """Whether logits are known to be one linear layer's product, neither capped nor scaled."""
+        self._heads: Mapping[int, Head] = {}
+        attention.register()
+        self.attend(attention.NAME)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.module.device
+
+    def logits(self, rows: Rows) -> Tensor:
+        """[S, V] fp32 logits at the scored positions, all at once."""
+        return self.at_head(rows, Head.logits)
+
+    def of_logits(self, rows: Rows, function: PerToken) -> Tensor:
+        """[S] what `function(logits [C, V] fp32, chunk)` gives of the logits, chunk by chunk.
+
+        `chunk` is their place among the scored positions. Gradients flow through `logits` alone.
+        """
+        return self.at_head(rows, lambda head: head.of_logits(function))
+
+    def token_log_probs(self, rows: Rows) -> Tensor:
+        """[S] log-probability of each scored token, in nats."""
+        return self.at_head(rows, lambda head: head.token_log_probs(rows.targets))
+
+    def final_states(self, rows: Rows) -> Tensor:
+        """[S, D] what the output head is given at the scored positions."""
+        return self.at_head(rows, Head.given)
+
+    def log_probs(self, rows: Rows) -> Tensor:
+        """[R] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
+        return rows.row_sum(self.token_log_probs(rows))
+
+    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
+        """[T, D] output of decoder block `layer`, 1 the first, before any final norm.
+
+        Later blocks are not computed. Raises ConfigError where gradients are asked for and there
+        are none, for want of anything trainable up to the block.
+        """
+        with up_to(self.module, layer):
+            states: Tensor = self._read(rows, logits_to_keep=rows.scored[:1]).hidden_states[0]
+        if torch.is_grad_enabled() and not states.requires_grad:
+            raise ConfigError(
+                f"nothing that is trained comes before the output of decoder block {layer}, so a "
+                "loss of it has no gradient; set a higher trainer.layer, or name earlier blocks in "
+                "tuning.parameters"
+            )
+        return states[0]
+
+    def together(self, members: Sequence[Rows], loss: Callable[[], Tensor]) -> Tensor:
+        """`loss()`, a scalar; one forward pass serves all its readings of `members`.
+
+        They are rows of one pack: they share its tokens and differ in what is scored. Inside,
+        other rows of this model cannot be read.
+        """
+        pack, counts = members[0], [len(rows.scored) for rows in members]
+        assert all(rows.input_ids is pack.input_ids for rows in members), "rows of several packs"
+        assert all(rows.keys is pack.keys for rows in members), "rows of several packs"
+
+        def served(head: Head) -> Tensor:
+            ends = torch.tensor(counts).cumsum(0).tolist()
+            places = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
+            parts = zip(members, places, strict=True)
+            self._heads = {id(rows): head.at(place) for rows, place in parts}
+            try:
+                return loss()
+            finally:
+                self._heads = {}
+
+        scored = torch.cat([rows.scored for rows in members])
+        return self.at_head(replace(pack, scored=scored), served)
+
+    def at_head(self, rows: Rows, function: Callable[[Head], Tensor]) -> Tensor:
+        """What the function makes of the output head in a forward pass over `rows`."""
+        if self._heads:
+            assert id(rows) in self._heads, "of rows that are read together no others are read"
+            return function(self._heads[id(rows)])
+        layer = self.module.get_output_embeddings()
+
+        def read() -> Tensor:
+            logits: Tensor = self._read(rows, logits_to_keep=rows.scored).logits
+            return logits
+
+        if self.linear_head:
+            with computing(layer, function):
+                return read()
+        head, self.linear_head = watched(layer, read)
+        return function(head)
+
+    def _read(self, rows: Rows, **options: Any) -> Any:
+        assert not self._heads, "rows that are read together are read at the head alone"
+        return self.forward(
+            input_ids=rows.input_ids[None],
+            position_ids=rows.position_ids[None],
+            use_cache=False,
+            row_lengths=rows.lengths,
+            boundaries=rows.boundaries,
+            keys=rows.keys,
+            **options,
+        )
+
+    def check_packing(self) -> None:
+        """Raise ModelError for a model that reads one packed row into the next.
+
+        Falcon, Bloom, MPT and all that carry a state from token to token (Mamba, Jamba, RWKV) go
+        around the attention that keeps rows apart, without a word. Every rank must call this.
+        """
+        with self.evaluating():
+            check_apart(self.logits, self.device, type(self.module).__name__)
+            if self.shares_beginnings():  # and this device's kernel reads what rows share
+                self._shares = shared_as_apart(self.logits, self.device)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No dropout and no gradients inside."""
+        assert not self._heads, "what is read together is read as it is trained"
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.module.train(was_training)
+
+    def shares_beginnings(self) -> bool:
+        """Whether its attention is ours, which can: GPT-J's keeps rows apart in its own way."""
+        known = self.module.config._attn_implementation  # noqa: SLF001 - told nowhere else
+        return self._shares and bool(known == attention.NAME)
+
+    def attend(self, implementation: str) -> None:
+        """Compute attention by the transformers implementation of that name."""
+        self.module.set_attn_implementation(implementation)
