@@ -29,7 +29,8 @@ slurm-test: .venv/.installed
 	$(RUN) pytest tests/slurm
 
 bench: .venv/.installed
-	$(RUN) launch.bench evaluation
+	$(RUN) launch.bench evaluation rounds=2
+	$(RUN) launch.bench training rounds=3
 
 lint: .venv/.installed
 	$(RUN) ruff check

@@ -105,6 +105,24 @@ class Comparison:
         return wall, cpu
 
 
+def cost(way: Timed) -> tuple[float, ...]:
+    """What each round cost: CPU seconds, or wall seconds where a GPU does the work."""
+    return way.seconds if torch.cuda.is_available() else way.cpu_seconds
+
+
+def ratios(way: Timed, other: Timed) -> list[float]:
+    """How many times the cost of `other` that of `way` is, of each round."""
+    return [a / b for a, b in zip(cost(way), cost(other), strict=True)]
+
+
+def with_spread(values: Sequence[float], digits: int = 2) -> str:
+    """The median, and between which two values all lie."""
+    low, middle, high = (
+        f"{x:.{digits}f}" for x in (min(values), statistics.median(values), max(values))
+    )
+    return middle if len(values) == 1 else f"{middle} ({low} to {high})"
+
+
 def in_turns(ways: Sequence[Way], rounds: int, *, description: str) -> list[Timed]:
     """Every way in every round, one after another, after a round that is not counted."""
     seconds: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}

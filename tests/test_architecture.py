@@ -22,7 +22,7 @@ FILES = sorted(
 
 # Where each library may be imported. A folder stands for all files in it.
 ONLY = {
-    "deepspeed": ["framework/zero.py"],
+    "deepspeed": ["framework/zero.py", "launch/plain_deepspeed.py"],
     "bitsandbytes": ["framework/evaluation/attacks/weights.py", "framework/optimizers.py"],
     "wandb": ["framework/wandb_view.py", "launch/dashboard.py"],
     "wandb_workspaces": ["launch/dashboard.py"],

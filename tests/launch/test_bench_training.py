@@ -1,0 +1,149 @@
+"""`launch.bench training`: the peers' step is our step, FLOPs by hand, and what a person sees."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from framework import Row, Rows
+from launch.bench_loop import joint_loss, joint_packs
+from launch.bench_peers import LIMITS, Errors, attending, difference, memory_of
+from launch.bench_training import TrainingBench
+from launch.flops import Multiplication, flops_of
+from launch.peer_style import BEST, METHODS, PUBLISHED, Habits, PeerStyle, Update
+from launch.settings import parse
+from launch.training_world import RATE, Stepper, World, make_world, recipe_of
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    """A tiny model that has left its reference; five rows of each objective, in batches of two."""
+    settings = ["shape=tiny", "rows=5", "peer_rows=2", "precision=fp32"]
+    config, _ = parse(settings, entry="bench_training", schema=TrainingBench, about="")
+    made = make_world(config, copied=True)
+    made.leave_reference()
+    return made
+
+
+def peer(world: World, method: str, ours: Stepper, habits: Habits) -> PeerStyle:
+    return PeerStyle(
+        recipe_of(method, ours),
+        habits,
+        module=world.model.module,
+        reference=world.before.module,
+        update=Update(world.model.module, world.optimizer),
+        batch=world.config.peer_rows,
+    )
+
+
+@pytest.mark.parametrize("habits", [BEST, PUBLISHED], ids=["best", "published"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_peers_step_has_our_losses_and_our_gradient(world, method, habits) -> None:
+    ours = world.stepper(method, world.batch("lume"))
+    found = difference(world, ours, peer(world, method, ours, habits))
+    assert found.loss <= 1e-5
+    assert found.gradient <= 2e-5
+
+
+def test_a_step_that_differs_is_seen_and_its_ratio_does_not_count(world) -> None:
+    ours = world.stepper("npo", world.batch("lume"))
+    theirs = peer(world, "npo", ours, BEST)
+    theirs.recipe = replace(theirs.recipe, retain_weight=1.1)
+    found = difference(world, ours, theirs)
+    assert found.loss <= 1e-5
+    assert found.gradient > 1e-3
+    assert not found.within(LIMITS["fp32"])
+
+
+def test_the_bare_loop_computes_what_ours_does(world) -> None:
+    ours = world.stepper("grad_diff", world.batch("tofu"))
+    ours.step(rate=0.0)
+    metrics = ours.trainer.metrics()
+    packs = joint_packs(world.model, ours.rows)
+    loss = sum(float(joint_loss(world.model, each).detach()) for each in packs)
+    expected = metrics["train/forget/loss"] + metrics["train/retain/loss"]
+    assert loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_both_updates_go_the_same_way(world) -> None:
+    weights = world.engine.weights()
+    ours = world.stepper("grad_diff", world.batch("lume"))
+    theirs = peer(world, "grad_diff", ours, BEST)
+    with attending(world):
+        theirs.step(ours.rows["forget"], ours.rows["retain"])
+    moved = world.engine.weights().add_(weights.scale_(-1.0))
+    largest = max(float(shard.abs().max()) for shard in moved.shards)
+    assert largest == pytest.approx(RATE, rel=0.1)  # AdamW's first step
+
+
+def test_flops_are_those_of_products_and_of_the_pairs_that_a_causal_model_looks_at(world) -> None:
+    a, b = torch.zeros(3, 5), torch.zeros(5, 7)
+    assert flops_of(lambda: a @ b) == 2 * 3 * 5 * 7
+    product = Multiplication(torch.device("cpu"), torch.float32)
+    assert flops_of(product) == product.flops
+    rows = Rows.pack([Row("a", (5, 6, 7), (0, 0, 1.0)), Row("b", (8, 9, 7, 8, 9), (0, 0, 0, 0, 1))])
+    with torch.no_grad():
+        found = flops_of(lambda: world.model.token_log_probs(rows))
+    width, inner, blocks, heads, vocabulary = 32, 64, 2, 4, 512
+    kept = 2  # of four heads, two are of keys and values
+    block = 2 * 8 * (2 * width * width + 2 * width * (kept * 8) + 3 * width * inner)
+    looked_at = 4 * heads * 8 * (3 * 4 // 2 + 5 * 6 // 2)
+    head = 2 * 2 * width * vocabulary
+    assert found - head - blocks * (block + looked_at) in (0, 16 * 4 * 8)  # rotary angles
+
+
+def test_memory_is_beside_the_gradient(world) -> None:
+    ours = world.stepper("grad_diff", world.batch("lume"))
+    parameters = world.parameters
+
+    def work() -> None:
+        torch.zeros(100, parameters)  # let go at once
+        ours.step()
+
+    assert memory_of(world, work) >= 4 * 100 * parameters
+    assert memory_of(world, ours.step) < 4 * 100 * parameters
+
+
+def test_the_bench_answers_its_questions_in_tables_and_json(shell, tmp_path: Path) -> None:
+    small = ["shape=tiny", "rounds=1", "rows=2", "lengths=[lume]", "precision=fp32"]
+    named = ["methods=[npo,wga]", f"output={tmp_path}"]
+    ended = shell.run("bench", "training", *small, *named)
+    assert ended.code == 0, ended.err
+    content = json.loads((tmp_path / "training.json").read_text())
+    assert {"hardware", "packages", "commit", "command", "settings"} <= content.keys()
+    ways = {each["way"]: each for each in content["peers"]}
+    assert list(ways) == ["Lethe", "peers at best", "peers as published"]
+    assert all(each["gradient_error"] <= 1e-4 for each in content["peers"][1:])
+    assert len({each["useful_flops"] for each in ways.values()}) == 1
+    assert [each["method"] for each in content["methods"]] == ["grad_diff", "npo", "wga"]
+    assert [each["way"] for each in content["loop"]] == ["bare torch loop", "Lethe's loop"]
+    assert [each["tokens"] for each in content["growth"]][-3:] == [256, 1024, 4096]
+    assert all(len(each["seconds"]) == 1 for each in content["growth"])
+    told = (tmp_path / "training.md").read_text()
+    assert "python -m launch.bench" in told
+    assert "| npo: peers at best |" in told
+    assert "npo: peers at best" in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 100
+
+
+def test_unequal_steps_are_marked() -> None:
+    assert not Errors(loss=2e-4, gradient=0.0).within(LIMITS["fp32"])
+    assert not Errors(loss=0.0, gradient=2e-4).within(LIMITS["fp32"])
+    assert str(Errors(loss=2e-7, gradient=1e-5)) == "1e-05"
+
+
+def test_what_cannot_be_measured_is_told_in_a_line(shell) -> None:
+    def told(*settings: str) -> str:
+        return shell.mistake("bench", "training", *settings)
+
+    assert "shape: there is no '1b'; there are tiny, small, llama-1b" in told("shape=1b")
+    assert "lengths: there is no 'tofo'" in told("lengths=[tofo]")
+    assert "questions: there is no 'speed'" in told("questions=[speed]")
+    assert "methods: there is no 'npoo'; there are grad_diff" in told("methods=[npoo]")
+    assert "rounds must be >= 1" in told("rounds=0")
+    assert "there is no peers' way of simpo" not in told("questions=[peers]", "methods=[ngdiff]")
+    assert "zero=2" in told("questions=[peers]", "zero=2")
