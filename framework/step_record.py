@@ -45,7 +45,10 @@ class StepRecord:
 
     def metrics(self) -> dict[str, float]:
         """All numbers by their public names."""
-        named: dict[str, float | Tensor] = {"train/gradient_norm": _known(self.norm)}
+        losses = self._reduced()
+        means = zip(self.losses, losses, strict=True)
+        named: dict[str, float | Tensor] = {f"train/{name}/loss": mean for name, mean in means}
+        named["train/gradient_norm"] = _known(self.norm)
         named |= {f"train/{name}/weight": w for name, w in self.weights.items()}
         if self.gram is not None:
             for name in self.gram.names:
@@ -58,13 +61,10 @@ class StepRecord:
             named["train/perturbation/norm"] = self.shift.norm
             named["train/perturbation/ratio"] = self.shift.ratio
             named["train/perturbation/cosine"] = self.shift.cosine
-        losses = self._reduced()
-        device = losses.device
-        scalars = [torch.as_tensor(v, dtype=torch.float64, device=device) for v in named.values()]
-        values = torch.cat([losses, torch.stack(scalars)]).tolist()
-        names = [*(f"train/{name}/loss" for name in self.losses), *named]
+        on_device = [v.to(losses) for v in named.values() if isinstance(v, Tensor)]
+        copied = iter(torch.stack(on_device).tolist())  # the one copy to the host
         return {
-            **dict(zip(names, values, strict=True)),
+            **{n: next(copied) if isinstance(v, Tensor) else float(v) for n, v in named.items()},
             "train/learning_rate": self.learning_rate,
             "train/peak_memory_gib": peak_memory_gib(),
         }

@@ -23,7 +23,7 @@ from .engine import Engine, Loss, Shift
 from .errors import NonFiniteError
 from .finite import NonFinite
 from .method import Method
-from .noise import counter_seed
+from .noise import counter_seed, seed_draws
 from .objectives import check_parts, family, objectives_of
 from .optimizers import Optimizer
 from .parts import Perturbation, Plan, Weighting, Weights
@@ -189,7 +189,7 @@ class UnlearningTrainer(Method):
         def loss_of(index: int, rows: Rows) -> Loss:
             def loss() -> Tensor:
                 place = (self.steps_done, self.objectives.index(name), index, rank())
-                torch.manual_seed(counter_seed(self.seed, *place))
+                seed_draws(counter_seed(self.seed, *place), self.model.device)
                 value = objective(rows)
                 if record is not None:
                     record.add(name, value.detach())

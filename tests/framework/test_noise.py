@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework import noise
-from framework.noise import standard_normal
+from framework.noise import seed_draws, standard_normal
 
 CPU = torch.device("cpu")
 N = 200_000
@@ -67,3 +67,10 @@ def test_the_engine_gives_each_parameter_its_own():
     assert found.replicated
     for shard, (name, p) in zip(found.shards, named, strict=True):
         assert torch.equal(shard, drawn(5, name, length=p.numel()))
+
+
+def test_torchs_own_draws_begin_as_torch_begins_them() -> None:
+    seed_draws(7, torch.device("cpu"))
+    drawn = torch.rand(3)
+    torch.manual_seed(7)
+    assert drawn.equal(torch.rand(3))
