@@ -85,7 +85,7 @@ class LanguageModel(Reader):
         numbered = [Row(str(i), row.input_ids, row.weights) for i, row in enumerate(rows)]
         mine: dict[int, TokenScores] = {}
         with self.evaluating():
-            for batch in self._packs(numbered, description):
+            for batch in self.packs(numbered, description):
                 found = scores_of(self.logits(batch), batch)
                 mine.update(zip(map(int, batch.ids), found, strict=True))
         return gather_in_order(mine, len(rows))
@@ -109,7 +109,7 @@ class LanguageModel(Reader):
         rows = [row for row, _ in asked]
         mine: dict[int, np.ndarray] = {}
         with self.evaluating():
-            for batch in self._packs(rows, description):
+            for batch in self.packs(rows, description):
                 numbers = [int(name) for name in batch.ids]
                 own = torch.tensor([asked[i][1] for i in numbers], device=self.device)
                 logits = self.logits(batch)
@@ -190,7 +190,7 @@ class LanguageModel(Reader):
         cut = [ids[:tokens] for ids in encoded]
         return self.tokenizer.batch_decode(cut, skip_special_tokens=True)
 
-    def _packs(self, rows: Sequence[Row], description: str) -> Iterator[Rows]:
+    def packs(self, rows: Sequence[Row], description: str) -> Iterator[Rows]:
         """This rank's part of `rows` in packs; what rows begin with alike is read once a pack."""
         tokens = self.tokens_per_micro_batch
         if self.shares_beginnings():

@@ -7,26 +7,27 @@ which takes the steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from .data import Rows
+from .data import Row, Rows
 from .errors import ConfigError
 from .language_model import LanguageModel
 from .losses import kl_divergence, raw_kl, state_distance
 from .objectives import family
 from .parts import FixedWeights, Weighting
-from .reference import Reference
+from .reference import Asked, Reference
 
 
 class Method:
     """A forget and a retain loss."""
 
     objectives: tuple[str, ...] = ("forget", "retain")
-    reference_kind: ClassVar[Literal["cached", "frozen"] | None] = None
-    """What `forget_loss` asks of the model before unlearning; null: nothing."""
+    asks_reference_for: ClassVar[Asked | None] = None
+    """What `forget_loss` reads of the model before unlearning; None: nothing."""
     prefers: ClassVar[bool] = False
     """Whether forget rows come with a preferred answer (`rows.split`); `Config` then has a setting
     `preferred` of the type `Preferred`."""
@@ -44,16 +45,17 @@ class Method:
         """Weight of the retain objective under the default weighting."""
         retain_loss: Literal["nll", "kl", "states", "none"] = "nll"
         """nll; kl: KL(reference || model) per token; states: squared distance to the reference's
-        hidden states; none: no retain. kl and states keep a frozen reference."""
+        hidden states; none: no retain."""
         kl_parity: Literal["none", "all_positions", "raw_logits"] = "none"
         """How released code has kl. all_positions: mean over prompts too (open-unlearning's
         src/trainer/utils.py); raw_logits: sum of exp(z_ref) (z_ref - z) over all positions, mean
         over rows, no divergence (muse_bench's baselines/baselines/iterative.py). Both compute
-        logits everywhere."""
+        logits everywhere, and keep a frozen reference."""
         layer: int | None = None
         """The decoder block whose output hidden states are, 1 the first; null: the middle one."""
         reference: Literal["auto", "cached", "frozen"] = "auto"
-        """cached: token log-probabilities; frozen: the whole model; auto: the least that serves."""
+        """cached: what the losses read of it, on disk; frozen: the whole model; auto: cached, but
+        frozen where a loss reads every position."""
         on_nonfinite: Literal["stop", "skip"] = "stop"
         """What to do when a gradient is NaN or infinite: stop the run, or skip the step."""
         compare_every: int = 10
@@ -76,17 +78,19 @@ class Method:
         if self.config.retain_loss == "kl":
             return self._kl(rows)
         if self.config.retain_loss == "states":
-            before = self.reference.hidden_states(rows, self.layer)[rows.scored]
+            before = self.reference.states(rows, self.layer)
             return self.distance(rows, self.states(rows), before)
         return rows.token_mean(-self.model.token_log_probs(rows))
 
     def _kl(self, rows: Rows) -> Tensor:
         parity = self.config.kl_parity
         read = rows if parity == "none" else rows.everywhere()
-        logits, before = self.model.logits(read), self.reference.logits(read)
+        before = self.reference.logits_of(read)
+        divergence = raw_kl if parity == "raw_logits" else kl_divergence
+        values = self.model.of_logits(read, lambda z, chunk: divergence(z, before(chunk)))
         if parity == "raw_logits":
-            return read.row_mean(read.row_sum(raw_kl(logits, before)))
-        return read.token_mean(kl_divergence(logits, before))
+            return read.row_mean(read.row_sum(values))
+        return read.token_mean(values)
 
     def distance(self, rows: Rows, states: Tensor, target: Tensor) -> Tensor:
         """Share of the mean over rows of their tokens' mean distance of `states` to `target`."""
@@ -149,6 +153,27 @@ def layer_of(config: Method.Config, model_config: Any) -> int:
     return layer
 
 
+def asked_of_reference(kind: type[Method], config: Method.Config) -> dict[str, Asked]:
+    """What the losses of a family of objectives read of the model before unlearning."""
+    asked: dict[str, Asked] = {}
+    if kind.asks_reference_for is not None:
+        asked["forget"] = kind.asks_reference_for
+    if config.retain_loss in ("kl", "states") and "retain" in kind.objectives:
+        asked["retain"] = "logits" if config.retain_loss == "kl" else "states"
+    return asked
+
+
+def read_of_reference(
+    kind: type[Method], config: Method.Config, rows: Mapping[str, Sequence[Row]]
+) -> dict[Asked, list[Row]]:
+    """The rows, given by objective, by what the losses read of the model before unlearning."""
+    asked, found = asked_of_reference(kind, config), dict[Asked, list[Row]]()
+    for name, given in rows.items():
+        if family(name) in asked:
+            found.setdefault(asked[family(name)], []).extend(given)
+    return found
+
+
 def reference_needed(
     kind: type[Method], config: Method.Config
 ) -> Literal["cached", "frozen"] | None:
@@ -156,14 +181,15 @@ def reference_needed(
 
     Raises ConfigError when the config asks for one that does not serve the losses.
     """
-    needed = kind.reference_kind
-    if config.retain_loss in ("kl", "states") and "retain" in kind.objectives:
-        needed = "frozen"
-    if needed == "frozen" and config.reference == "cached":
-        raise ConfigError(
-            "the cached reference holds token log-probabilities only; set trainer.reference=frozen "
-            "to keep the whole model"
-        )
-    if needed is None or config.reference == "auto":
-        return needed
-    return config.reference
+    asked = asked_of_reference(kind, config)
+    if not asked:
+        return None
+    everywhere = "forget" in asked and kind.reads_everywhere(config)
+    if everywhere or config.kl_parity != "none":
+        if config.reference == "cached":
+            raise ConfigError(
+                "the cached reference holds what answer tokens need, and these settings read every "
+                "position; type trainer.reference=frozen to keep the whole model"
+            )
+        return "frozen"
+    return "frozen" if config.reference == "frozen" else "cached"

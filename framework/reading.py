@@ -8,13 +8,13 @@ Shapes: `R` rows, `T` tokens, `S` scored tokens, `V` vocabulary, `D` width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import attention
 from .data import Rows
@@ -36,6 +36,8 @@ class Reader:
         self.forward: Callable[..., Any] = module
         self.partitioned = False
         """Whether every rank must take part in every forward pass (ZeRO-3)."""
+        self.gathered: Callable[[list[nn.Parameter]], AbstractContextManager[object]] = nullcontext
+        """Inside, these parameters are whole on every rank; every rank must enter."""
         self._shares = True
         self.linear_head = False
         """Whether logits are known to be one linear layer's product, neither capped nor scaled."""

@@ -1,27 +1,49 @@
 """The reference: the model before unlearning, as far as a loss needs it.
 
-`CachedReference` keeps one number per answer token, read off before training; the second model is
-gone. `FrozenReference` keeps the model whole (or, with LoRA, reads the trained model with its
-adapters off, which costs no memory).
+`CachedReference` keeps what the losses read of it, one number or one vector per answer token, read
+off before training; there is no second model. `FrozenReference` keeps the model whole (or, with
+LoRA, reads the trained model with its adapters off, which costs no memory).
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from .data import Row, Rows, laid_out
-from .distributed import broadcast_object
-from .errors import CheckpointError, ConfigError
-from .kept import keep, read
+from .distributed import on_all_ranks, on_rank_zero
+from .errors import ConfigError
+from .gradient_norms import ADAPTER
+from .head import Head
 from .language_model import LanguageModel
+from .token_table import (
+    Pieces,
+    TokenTable,
+    Values,
+    counted_tokens,
+    in_memory,
+    opened,
+    read_off,
+    share,
+    take,
+    write,
+)
 from .tuning import adapters_off
+
+Asked = Literal["log_probs", "logits", "states"]
+"""What a loss reads of the model before unlearning at the scored positions."""
+FrozenHead = Callable[[Tensor], Tensor]
+"""From what an output head is given [C, D] to fp32 logits [C, V]."""
+FORMAT = 1
+"""Of what is stored: counted up with every change of what the numbers mean."""
 
 
 class Reference(ABC):
@@ -32,12 +54,12 @@ class Reference(ABC):
         """[S] log-probability of each scored token, in nats."""
 
     @abstractmethod
-    def logits(self, rows: Rows) -> Tensor:
-        """[S, V] fp32 logits at the scored positions."""
+    def logits_of(self, rows: Rows) -> Callable[[slice], Tensor]:
+        """The fp32 logits [C, V] at a slice of the scored positions: never need all be there."""
 
     @abstractmethod
-    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
-        """[T, D] output of decoder block `layer`, as `LanguageModel.hidden_states` counts them."""
+    def states(self, rows: Rows, layer: int) -> Tensor:
+        """[S, D] output of decoder block `layer` at the scored positions, 1 the first block."""
 
     def log_probs(self, rows: Rows) -> Tensor:
         """[R] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
@@ -45,65 +67,86 @@ class Reference(ABC):
 
 
 class CachedReference(Reference):
-    """Token log-probabilities by row id, computed once before training; preferred answers' too."""
+    """What the losses read at each counted token, computed once before training.
 
-    def __init__(self, rows: Sequence[Row], values: Tensor, device: torch.device) -> None:
-        """`values`: one number per token of `rows` laid end to end, at the token it is of."""
-        rows = laid_out(rows)
-        starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0).tolist()
-        self._starts = {row.id: start for row, start in zip(rows, starts, strict=False)}
-        distinct = {(row.id, row.input_ids) for row in rows}
-        assert len(self._starts) == len(distinct), "two rows of one id"
-        self._values = values.to(device)
+    In place of logits, which are as wide as the vocabulary, it keeps what the output head is given.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[Asked, TokenTable],
+        *,
+        layer: int | None = None,
+        head: FrozenHead | None = None,
+    ) -> None:
+        """`layer`: the block whose states are kept; `head`: from final states to fp32 logits."""
+        self._tables = dict(tables)
+        self._layer = layer
+        self._head = head
 
     @classmethod
     def build(
-        cls, model: LanguageModel, rows: Sequence[Row], *, file: Path | None = None
+        cls,
+        model: LanguageModel,
+        asked: Mapping[Asked, Sequence[Row]],
+        *,
+        layer: int | None = None,
+        folder: Path | None = None,
+        cache: Path | None = None,
     ) -> CachedReference:
-        """Read `rows` with `model` as it is now, or take the values from `file` if it holds them.
+        """Read with `model` as it is now what is asked of the rows; preferred answers' too.
 
-        A resumed run finds the numbers of its first start there, to the bit. Raises
-        CheckpointError when `file` is of other rows.
+        With a `folder`, a restart of the run finds the values of its first start there, to the bit;
+        with a `cache`, so does another run with the same weights and rows. Every rank must call
+        this. Raises CheckpointError when `folder` is of other rows or weights.
         """
-        rows = laid_out(rows)
-        key = _key(rows)
-        if file is not None and broadcast_object(file.is_file()):
-            stored = read(file)
-            if stored["key"] != key:
-                raise CheckpointError(
-                    f"{file} holds the reference of other rows; resume with the `benchmark` "
-                    "settings in the run's config.yaml, or choose another output folder"
-                )
-            return cls(rows, stored["values"], model.device)
-        asked = [row for row in rows if row.weight > 0]
-        scores = iter(model.score_rows(asked, description="reference"))
-        values = torch.zeros(sum(len(row) for row in rows))
-        start = 0
-        for row in rows:
-            counted = torch.tensor(row.weights) > 0
-            if counted.any():
-                own = torch.from_numpy(next(scores).log_probs).float()
-                values[start : start + len(row)][counted] = own
-            start += len(row)
-        if file is not None:
-            content = {"key": key, "values": values}
-            keep(file, lambda partial: torch.save(content, partial), what="the reference")
-        return cls(rows, values, model.device)
+        weights = "" if folder is None else weights_key(model)
+        head = frozen_head(model) if "logits" in asked else None
+        functions: dict[Asked, Callable[[Rows], Tensor]] = {
+            "log_probs": model.token_log_probs,
+            "logits": lambda rows: model.at_head(rows, lambda it: _given(it, head)),
+            "states": lambda rows: model.hidden_states(rows, layer or 0)[rows.scored],
+        }
+        tables = {}
+        for kind, given in asked.items():
+            rows = _distinct(given)
+            values: Values
+            with adapters_off(model.module):
+                found = read_off(model, rows, functions[kind])
+                if not counted_tokens(rows):
+                    width = model.module.config.get_text_config().hidden_size
+                    values = torch.zeros(0, *(() if kind == "log_probs" else (width,)))
+                elif folder is None:
+                    values = in_memory(found, counted_tokens(rows))
+                else:
+                    of = (weights, layer if kind == "states" else None)
+                    values = _stored(found, rows, kind, of, folder=folder, cache=cache)
+            tables[kind] = TokenTable(rows, values, model.device)
+        return cls(tables, layer=layer, head=head)
 
     def token_log_probs(self, rows: Rows) -> Tensor:
         """See `Reference.token_log_probs`."""
-        starts = torch.tensor([self._starts[i] for i in rows.ids]).to(
-            self._values.device, non_blocking=True
-        )
-        return self._values[starts[rows.row_of] + rows.position_ids[rows.scored] + 1]
+        return self._table("log_probs").of(rows)
 
-    def logits(self, rows: Rows) -> Tensor:
-        """Not kept: raises ConfigError."""
-        raise _not_kept()
+    def logits_of(self, rows: Rows) -> Callable[[slice], Tensor]:
+        """See `Reference.logits_of`."""
+        states, head = self._table("logits").of(rows), self._head
+        assert head is not None
 
-    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
-        """Not kept: raises ConfigError."""
-        raise _not_kept()
+        def logits(chunk: slice) -> Tensor:
+            with torch.no_grad():
+                return head(states[chunk])
+
+        return logits
+
+    def states(self, rows: Rows, layer: int) -> Tensor:
+        """See `Reference.states`."""
+        assert layer == self._layer, f"the states of block {self._layer} are kept, not of {layer}"
+        return self._table("states").of(rows)
+
+    def _table(self, asked: Asked) -> TokenTable:
+        assert asked in self._tables, f"the run was to be built with {asked} of its reference"
+        return self._tables[asked]
 
 
 class FrozenReference(Reference):
@@ -118,15 +161,16 @@ class FrozenReference(Reference):
         with self._before():
             return self._model.token_log_probs(rows)
 
-    def logits(self, rows: Rows) -> Tensor:
-        """See `Reference.logits`."""
+    def logits_of(self, rows: Rows) -> Callable[[slice], Tensor]:
+        """See `Reference.logits_of`; here all are there."""
         with self._before():
-            return self._model.logits(rows)
+            logits = self._model.logits(rows)
+        return lambda chunk: logits[chunk]
 
-    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
-        """See `Reference.hidden_states`."""
+    def states(self, rows: Rows, layer: int) -> Tensor:
+        """See `Reference.states`."""
         with self._before():
-            return self._model.hidden_states(rows, layer)
+            return self._model.hidden_states(rows, layer)[rows.scored]
 
     @contextmanager
     def _before(self) -> Iterator[None]:
@@ -134,15 +178,87 @@ class FrozenReference(Reference):
             yield
 
 
-def _not_kept() -> ConfigError:
-    return ConfigError(
-        "the cached reference holds token log-probabilities only; set trainer.reference=frozen "
-        "to keep the whole model"
-    )
-
-
-def _key(rows: Sequence[Row]) -> str:
-    digest = hashlib.sha256()
+def _stored(
+    found: Iterator[Pieces],
+    rows: Sequence[Row],
+    kind: Asked,
+    of: tuple[object, ...],
+    *,
+    folder: Path,
+    cache: Path | None,
+) -> Values:
+    """The values in the run's folder; where they are not yet, of another run, or as they come."""
+    digest = hashlib.sha256(repr((FORMAT, kind, of)).encode())
     for row in rows:
         digest.update(repr((row.id, row.input_ids, row.weights)).encode())
+    key = digest.hexdigest()
+    file = folder / f"{kind}.safetensors"
+    shared = None if cache is None else cache / f"{key}.safetensors"
+
+    def is_there() -> bool:
+        return file.is_file() or (shared is not None and take(shared, file, key))
+
+    if not on_rank_zero(is_there):
+        write(found, counted_tokens(rows), file, key)
+        if shared is not None:
+            on_rank_zero(lambda: share(file, shared))
+    return on_all_ranks(lambda: opened(file, key))
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    """The rows and their preferred answers as rows of their own, each once."""
+    named: dict[str, Row] = {}
+    for row in laid_out(rows):
+        same = named.setdefault(row.id, row)
+        assert same.input_ids == row.input_ids, f"two rows of the id {row.id}"
+    return list(named.values())
+
+
+def weights_key(model: LanguageModel) -> str:
+    """A name for the weights, adapters apart, and for what else the model's numbers depend on.
+
+    Every row of every matrix counts by the exclusive or of its bits, which reads a model as fast as
+    memory can, where it lies. Every rank must call this.
+    """
+    settings = model.module.config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        settings.pop(name, None)
+    digest = hashlib.sha256(repr(sorted(settings.items(), key=str)).encode())
+    for name, weights in model.module.named_parameters():
+        if ADAPTER not in name:
+            with model.gathered([weights]):
+                rows = torch.hash_tensor(weights.detach(), dim=-1)
+                digest.update(f"{tuple(weights.shape)} {weights.dtype}".encode())
+                digest.update(rows.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def frozen_head(model: LanguageModel) -> FrozenHead:
+    """The output head as it is now.
+
+    A copy, unless it is not trained and whole on every rank. Every rank must call this.
+    """
+    head: Any = model.module.get_output_embeddings()
+    head = getattr(head, "base_layer", head)  # adapters are no part of it
+    parameters = list(head.parameters())
+    weight, bias = head.weight, head.bias
+    if model.partitioned or any(p.requires_grad for p in parameters):
+        with model.gathered(parameters):
+            weight = weight.detach().clone()
+            bias = None if bias is None else bias.detach().clone()
+    return lambda states: linear(states, weight, bias).float()
+
+
+def _given(head: Head, frozen: FrozenHead | None) -> Tensor:
+    """[S, D] what the head is given, where the logits follow from that by the frozen head alone."""
+    assert frozen is not None
+    states = head.given()
+    if head.table is not None:  # which the model made, perhaps of more than the head's product
+        apart = (frozen(states) - head.table.float()).abs().max()
+        rounding = max(1e-5, 4 * torch.finfo(states.dtype).eps)
+        if not apart <= rounding * head.table.abs().max():
+            raise ConfigError(
+                "this model caps or scales its head's logits, which the cached reference would "
+                "lack; type trainer.reference=frozen to keep the whole model"
+            )
+    return states

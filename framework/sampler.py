@@ -77,6 +77,15 @@ class ForgetRetainSampler:
             for name in self.objectives
         }
 
+    def drawn(self, steps: int) -> dict[str, list[Row]]:
+        """The rows of each objective that the first `steps` steps read, each once, in order."""
+        found = {}
+        for name, rows in self._sets.items():
+            places = range(min(self._before(name, steps), len(rows)))  # each permutation has all
+            ids = {self._row(name, place).id for place in places}
+            found[name] = [row for row in rows if row.id in ids]
+        return found
+
     def _before(self, name: str, step: int) -> int:
         """Rows of a set read before `step`: the position in its walk."""
         return self._rows_before(step, 1 if name == self.epoch_set else self._sources)

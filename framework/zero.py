@@ -135,6 +135,8 @@ class ZeroEngine(Engine):
             )[0]
         model.forward = self.deepspeed
         model.partitioned = config.stage == "3"
+        if model.partitioned:
+            model.gathered = deepspeed.zero.GatheredParameters
         self._layout = _layout_of(self.deepspeed)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._shaper = optimizer.shaper(parameters)
@@ -439,6 +441,7 @@ def read_partitioned(model: LanguageModel, config: ZeroEngine.Config, precision:
         settings = deepspeed_config(config, precision)
         model.forward = deepspeed.initialize(model=model.module, config=settings)[0]
     model.partitioned = True
+    model.gathered = deepspeed.zero.GatheredParameters
 
 
 # ---- where DeepSpeed keeps things ----------------------------------------------------------------

@@ -16,7 +16,7 @@ from framework.config import part_of
 from framework.engine import Engine, trained
 from framework.errors import ConfigError
 from framework.loading import ModelSource, Pretrained, Tiny
-from framework.method import reference_needed
+from framework.method import layer_of, read_of_reference, reference_needed
 from framework.objectives import check_parts, objectives_of
 from framework.optimizers import Optimizer
 from framework.parts import Selection
@@ -29,7 +29,7 @@ from framework.tuning import Tuning
 from .outcome import references_of
 from .prepare import prepared
 from .rows import known_pairs, training_rows, training_texts
-from .settings import is_sharded, needs_target
+from .settings import is_sharded, needs_target, steps_of
 
 
 @dataclass
@@ -128,11 +128,15 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
     selected = selection(config, rows, model, file=folder / "selection.pt")
     if selected is not None:
         rows["forget"] = selected.rows
+    objectives = objectives_of(method.objectives, settings.retain_loss, list(sources))
+    sampler = ForgetRetainSampler(
+        {name: rows[name] for name in objectives}, batch_size=config.batch_size, seed=config.seed
+    )
     reference: Reference | None = None
     if needed == "frozen":
         reference = FrozenReference(model if frozen is None else frozen)
     elif needed == "cached":
-        reference = CachedReference.build(model, rows["forget"], file=folder / "reference.pt")
+        reference = _cached(config, model, sampler, folder)
     trainer: UnlearningTrainer = method(
         settings,
         engine=engine,
@@ -142,11 +146,6 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
         perturbation=build(config.perturbation),
         averaging=build(config.averaging),
         sources=list(sources),
-        seed=config.seed,
-    )
-    sampler = ForgetRetainSampler(
-        {name: rows[name] for name in trainer.objectives},
-        batch_size=config.batch_size,
         seed=config.seed,
     )
     return Assembly(benchmark, model, tuning, engine, trainer, sampler)
@@ -238,6 +237,21 @@ def loading(config: DictConfig) -> Iterator[None]:
 
     with partitioned_loading(part_of(config.zero)[1], config.precision):
         yield
+
+
+def _cached(
+    config: DictConfig, model: LanguageModel, sampler: ForgetRetainSampler, folder: Path
+) -> CachedReference:
+    """What the losses will read of the model before unlearning, of all rows that will be drawn."""
+    method, settings = part_of(config.trainer)
+    drawn = sampler.drawn(steps_of(config, sampler.steps_per_epoch))
+    return CachedReference.build(
+        model,
+        read_of_reference(method, settings, drawn),
+        layer=layer_of(settings, model.module.config),
+        folder=folder / "reference",
+        cache=Path(config.cache).expanduser() / "reference",
+    )
 
 
 def _frozen(

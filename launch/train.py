@@ -9,6 +9,7 @@ python -m launch.train --config runs/x/config.yaml resume=auto
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -85,8 +86,9 @@ def main(arguments: list[str]) -> None:
     with locked(folder), watching(config.hang_timeout):
         if distributed.is_main() and not (folder / "config.yaml").is_file():
             # left by a start that failed
-            for name in ("preferred.json", "selection.pt", "reference.pt"):
+            for name in ("preferred.json", "selection.pt"):
                 (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "reference", ignore_errors=True)
         distributed.barrier()
         parts = assemble(config, benchmark, folder=folder)
         if distributed.is_main():

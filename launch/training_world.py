@@ -17,7 +17,7 @@ from framework import LanguageModel, Row, UnlearningTrainer, build, distributed
 from framework.config import choices, compose, part_of, plain
 from framework.engine import Engine
 from framework.errors import ConfigError
-from framework.method import layer_of, reference_needed
+from framework.method import layer_of, read_of_reference, reference_needed
 from framework.optimizers import AdamW, Optimizer
 from framework.parts import Plan
 from framework.reference import CachedReference, FrozenReference, Reference
@@ -101,7 +101,9 @@ class World:
         if needed == "frozen":
             reference = FrozenReference(known)
         elif needed == "cached":
-            reference = CachedReference.build(known, given["forget"])
+            asked = read_of_reference(kind, settings, given)
+            layer = layer_of(settings, known.module.config)
+            reference = CachedReference.build(known, asked, layer=layer)
         trainer: UnlearningTrainer = kind(
             settings,
             engine=self.engine,

@@ -29,12 +29,16 @@ class Table(PreTrainedModel):
         super().__init__(LlamaConfig(num_hidden_layers=1))
         self.weight = nn.Parameter(values.clone())
         self.blocks = nn.ModuleList([nn.Identity()])
+        self.lm_head = nn.Identity()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
 
     def forward(self, input_ids: Tensor, logits_to_keep: Any, **_: Any) -> CausalLMOutput:
         states = self.weight[input_ids]
         for block in self.blocks:
             states = block(states)
-        return CausalLMOutput(logits=states[:, logits_to_keep])
+        return CausalLMOutput(logits=self.lm_head(states[:, logits_to_keep]))
 
 
 def language_model(values: Tensor) -> LanguageModel:
@@ -61,7 +65,7 @@ def trainer(
     )
     config = kind.Config(**settings)  # type: ignore[arg-type]
     reference = None
-    if reference_needed(kind, config) == "frozen":
+    if reference_needed(kind, config) is not None:
         reference = FrozenReference(language_model(table if before is None else before))
     return kind(config, engine=engine, optimizer=optimizer, reference=reference)
 

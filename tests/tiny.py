@@ -22,7 +22,7 @@ from framework.assistants import Recipe
 from framework.averaging import WeightAveraging
 from framework.data import Rows, StepTotals, partition
 from framework.engine import Engine
-from framework.method import reference_needed
+from framework.method import layer_of, read_of_reference, reference_needed
 from framework.muon import Muon
 from framework.optimizers import SGD, AdamW, Optimizer
 from framework.parts import Perturbation, Selection, Weighting
@@ -353,8 +353,13 @@ def assemble(
     if needed == "frozen":
         reference = FrozenReference(reference_model)
     elif needed == "cached":
-        forget = [row for step in plan for row in step["forget"]]
-        reference = CachedReference.build(reference_model, forget)
+        rows: dict[str, list[Row]] = {}
+        for step in plan:
+            for name, drawn in step.items():
+                rows.setdefault(name, []).extend(drawn)
+        asked = read_of_reference(kind, config, rows)
+        layer = layer_of(config, reference_model.module.config)
+        reference = CachedReference.build(reference_model, asked, layer=layer)
     return kind(config, engine=engine, reference=reference, **parts)  # type: ignore[arg-type]
 
 

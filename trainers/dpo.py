@@ -22,7 +22,7 @@ class DPO(UnlearningTrainer):
     where it was: then beta must be smaller.
     """
 
-    reference_kind: ClassVar[Literal["cached"]] = "cached"
+    asks_reference_for: ClassVar[Literal["log_probs"]] = "log_probs"
     prefers: ClassVar[bool] = True
 
     @dataclass

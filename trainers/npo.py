@@ -21,7 +21,7 @@ class NPO(UnlearningTrainer):
     logit by logit, see `npo_muse`.
     """
 
-    reference_kind: ClassVar[Literal["cached"]] = "cached"
+    asks_reference_for: ClassVar[Literal["log_probs"]] = "log_probs"
 
     @dataclass
     class Config(UnlearningTrainer.Config):

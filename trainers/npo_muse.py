@@ -21,7 +21,7 @@ class NPOMuse(UnlearningTrainer):
     is not repeated: packed rows have none.
     """
 
-    reference_kind: ClassVar[Literal["frozen"]] = "frozen"
+    asks_reference_for: ClassVar[Literal["logits"]] = "logits"
 
     @dataclass
     class Config(UnlearningTrainer.Config):
@@ -46,5 +46,9 @@ class NPOMuse(UnlearningTrainer):
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over positions and vocabulary of -2/beta log sigmoid(beta (z_ref - z))."""
         beta, every = self.config.beta, rows.everywhere()
-        below = self.reference.logits(every) - self.model.logits(every)
-        return every.token_mean(-2 / beta * logsigmoid(beta * below).mean(-1))
+        before = self.reference.logits_of(every)
+
+        def losses(logits: Tensor, chunk: slice) -> Tensor:
+            return -2 / beta * logsigmoid(beta * (before(chunk) - logits)).mean(-1)
+
+        return every.token_mean(self.model.of_logits(every, losses))

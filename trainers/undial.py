@@ -20,7 +20,7 @@ class UNDIAL(UnlearningTrainer):
     padding, which packed rows have not. It also runs the retain pass where it counts nothing.
     """
 
-    reference_kind: ClassVar[Literal["frozen"]] = "frozen"
+    asks_reference_for: ClassVar[Literal["logits"]] = "logits"
 
     @dataclass
     class Config(UnlearningTrainer.Config):
@@ -51,11 +51,15 @@ class UNDIAL(UnlearningTrainer):
 
     def _cross_entropy(self, rows: Rows, labels: Tensor) -> Tensor:
         """[S] to the model before unlearning; a negative label counts from the vocabulary's end."""
-        before = self.reference.logits(rows)
-        lowered = torch.full_like(rows.weights, -self.config.beta)[:, None]
-        teacher = before.scatter_add(1, labels.remainder(before.shape[-1])[:, None], lowered)
-        student = log_softmax(self.model.logits(rows), -1)
-        return -(softmax(teacher, -1) * student).sum(-1)
+        before = self.reference.logits_of(rows)
+
+        def losses(logits: Tensor, chunk: slice) -> Tensor:
+            teacher = before(chunk)
+            true = labels[chunk].remainder(teacher.shape[-1])[:, None]
+            teacher = teacher.scatter_add(1, true, teacher.new_full(true.shape, -self.config.beta))
+            return -(softmax(teacher, -1) * log_softmax(logits, -1)).sum(-1)
+
+        return self.model.of_logits(rows, losses)
 
     def _with_prompts(self, rows: Rows) -> Tensor:
         every, totals = rows.everywhere(), rows.totals

@@ -258,6 +258,12 @@ def test_a_model_that_is_read_in_shares_says_what_it_says_whole(session):
     assert sum("mlp" in name for name in found["divided"]) == 6  # three matrices, two blocks
 
 
+def test_what_two_ranks_keep_of_a_model_in_shares_is_what_one_keeps_of_it_whole(session):
+    files = [found for rank in session.results["in_shares"]["reference"] for found in rank]
+    assert len(files[0]) == 3 + 2
+    assert files == files[:1] * 4
+
+
 def test_bf16_without_sharding_is_refused():
     with pytest.raises(ConfigError, match=r"zero=0 with precision=bf16.*use zero=1"):
         ZeroEngine(

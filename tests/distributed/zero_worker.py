@@ -9,6 +9,7 @@ which hold what no config says. The result is a dict of what was measured (see `
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
 import sys
@@ -28,8 +29,10 @@ from framework.averaging import WeightAveraging
 from framework.combined import CombinedModel
 from framework.data import Rows
 from framework.engine import Engine
+from framework.method import reference_needed
 from framework.optimizers import Optimizer
 from framework.parts import Plan
+from framework.reference import Asked, CachedReference
 from framework.sampling import Sampling
 from framework.vectors import Vector
 from framework.zero import PRIVATE, ZeroEngine, read_partitioned
@@ -112,7 +115,10 @@ def begun(
     )
     optimizer = tiny.optimizer(case.optimizer, clip=case.clip, automatic_every=case.automatic_every)
     engine = engine_of(tiny.language_model(tied=case.tied, tuning=case.tuning), optimizer)
-    own = case.tuning == "lora"  # then the reference is the trained model, its adapters off
+    kind, settings = tiny.METHODS[case.method]
+    needed = reference_needed(kind, kind.Config(**settings))  # type: ignore[arg-type]
+    # what is kept is read off the trained model; whole, it is that model too, its adapters off
+    own = case.tuning == "lora" or needed == "cached"
     averaging = WeightAveraging(WeightAveraging.Config(start=0.0, every=1))
     trainer = tiny.trainer(
         engine,
@@ -165,17 +171,31 @@ def together() -> dict[str, Any]:
         return {"ranks": ranks, "right": answers(model)}
 
 
-def in_shares() -> dict[str, Any]:
+def in_shares(folder: Path) -> dict[str, Any]:
     """What a model scores and says that is only read, its weights divided, and how many are not."""
     model = tiny.language_model(hidden_size=128, intermediate_size=1024)  # 131,072: worth dividing
     model.tokens_per_micro_batch = 20
+    whole = folder / f"whole-{distributed.rank()}"
     with distributed.alone():
-        right = answers(model)
+        right, kept_whole = answers(model), kept(model, whole)
     read_partitioned(model, ZeroEngine.Config(stage="3"), "fp32")
     ranks = distributed.all_gather_objects(answers(model))
+    reference = distributed.all_gather_objects([kept(model, folder / "shares"), kept_whole])
     divided = [n for n, p in model.module.named_parameters() if p.numel() == 0]
     model.forward.destroy()  # type: ignore[attr-defined] # DeepSpeed's
-    return {"ranks": ranks, "right": right, "divided": divided}
+    return {"ranks": ranks, "right": right, "divided": divided, "reference": reference}
+
+
+def kept(model: LanguageModel, folder: Path) -> dict[str, str]:
+    """The files of a cached reference and what its losses read, hashed."""
+    rows = tiny.rows(7, name="kept")
+    kinds: tuple[Asked, ...] = ("log_probs", "logits", "states")
+    reference = CachedReference.build(model, dict.fromkeys(kinds, rows), layer=1, folder=folder)
+    batch = Rows.pack(rows[::-1])
+    read = (reference.token_log_probs(batch), reference.logits_of(batch)(slice(3, 9)))
+    found = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    found |= {str(i): values.numpy().tobytes() for i, values in enumerate(read)}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
 
 
 def difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
@@ -313,7 +333,7 @@ def main() -> None:
     distributed.connect()
     try:
         results["combined"] = together()
-        results["in_shares"] = in_shares()
+        results["in_shares"] = in_shares(Path(sys.argv[2]).parent)
         for case in cases:
             print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
             results[case.name] = measure(case)

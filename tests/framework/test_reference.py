@@ -2,107 +2,227 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import families
 import pytest
 import tiny
 import torch
 
-from framework import CachedReference, ConfigError, FrozenReference, Row, Rows
+from framework import CachedReference, ConfigError, FrozenReference, LanguageModel, Row, Rows
 from framework.errors import CheckpointError
+from framework.sampler import ForgetRetainSampler
+from framework.token_table import write
+from framework.trainer import micro_batches
 from trainers.npo import NPO
+from trainers.rmu import RMU
+from trainers.undial import UNDIAL
 
 ROWS = tiny.rows(6, name="reference")
+KINDS = ("log_probs", "logits", "states")
+PARTS = (ROWS, ROWS[3:1:-1], ROWS[5:])
 
 
-def test_the_cache_holds_what_the_frozen_model_says():
+def cached(model: LanguageModel, rows: list[Row] = ROWS, **places: Path) -> CachedReference:
+    """All that can be kept of the rows, in memory unless there are `places`."""
+    return CachedReference.build(model, dict.fromkeys(KINDS, rows), layer=1, **places)
+
+
+def whole(reference: CachedReference | FrozenReference, batch: Rows) -> list[torch.Tensor]:
+    """All that a loss can read of the rows."""
+    logits = reference.logits_of(batch)
+    return [
+        reference.token_log_probs(batch),
+        torch.cat([logits(slice(0, 2)), logits(slice(2, len(batch.scored)))]),
+        reference.states(batch, 1),
+    ]
+
+
+def reads_of(model: LanguageModel) -> list[int]:
+    """How many rows each forward pass reads from now on."""
+    read: list[int] = []
+
+    def note(_module: object, _given: object, named: dict[str, Any]) -> None:
+        read.append(len(named["boundaries"]) - 1)
+
+    model.module.register_forward_pre_hook(note, with_kwargs=True)
+    return read
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def test_the_cache_holds_what_the_frozen_model_says(tmp_path):
     model = tiny.language_model()
-    cached, frozen = CachedReference.build(model, ROWS), FrozenReference(model)
-    for part in (ROWS, ROWS[3:1:-1], ROWS[5:]):
-        batch = Rows.pack(part)
-        mine, theirs = cached.token_log_probs(batch), frozen.token_log_probs(batch)
-        assert (mine - theirs).abs().max() <= 1e-6
-        assert (cached.log_probs(batch) - frozen.log_probs(batch)).abs().max() <= 1e-5
-        assert not mine.requires_grad
-        assert not theirs.requires_grad
+    frozen = FrozenReference(model)
+    for kept in (cached(model), cached(model, folder=tmp_path / "run")):
+        for part in PARTS:
+            batch = Rows.pack(part)
+            for mine, theirs in zip(whole(kept, batch), whole(frozen, batch), strict=True):
+                assert mine.shape == theirs.shape
+                assert (mine - theirs).abs().max() <= 1e-5
+                assert not mine.requires_grad
+                assert not theirs.requires_grad
+
+
+def test_in_bf16_states_are_kept_in_bf16_and_logits_come_in_fp32(tmp_path):
+    model = tiny.language_model()
+    model.cast(torch.bfloat16)
+    kept, batch = cached(model, folder=tmp_path), Rows.pack(ROWS)
+    right = whole(FrozenReference(model), batch)
+    found = whole(kept, batch)
+    assert [x.dtype for x in found] == [torch.float32, torch.float32, torch.bfloat16]
+    assert max(float((a - b).abs().max()) for a, b in zip(found, right, strict=True)) <= 0.05
+    tokens = sum(int(row.weight) for row in ROWS)
+    assert (tmp_path / "states.safetensors").stat().st_size < tokens * 32 * 2 + 400
 
 
 def test_the_cache_is_read_at_a_rows_own_tokens_even_when_fewer_count():
-    # a selection has cut two tokens since: the rest must be found at their own places
+    # a selection has cut tokens since: the rest must be found at their own places
     model = tiny.language_model()
-    cached = CachedReference.build(model, ROWS)
+    kept = cached(model)
     counted = [t for t, w in enumerate(ROWS[0].weights) if w]
     weights = tuple(w if t in counted[1::2] else 0.0 for t, w in enumerate(ROWS[0].weights))
-    batch = Rows.pack([ROWS[1], Row(ROWS[0].id, ROWS[0].input_ids, weights)])
-    right = FrozenReference(model).token_log_probs(batch)
-    assert (cached.token_log_probs(batch) - right).abs().max() <= 1e-6
+    batch = Rows.pack([ROWS[1], Row(ROWS[0].id, ROWS[0].input_ids, weights), ROWS[2]])
+    right = whole(FrozenReference(model), batch)
+    for mine, theirs in zip(whole(kept, batch), right, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("method", ["npo", "dpo"])
-def test_training_against_the_cache_is_training_against_the_frozen_model(method):
-    plan, runs = tiny.step_rows(3, prefers=method == "dpo"), []
-    for reference in ("cached", "frozen"):
-        optimizer = tiny.optimizer("sgd", clip=None)
-        engine = tiny.local_engine(optimizer)
-        trainer = tiny.trainer(
-            engine,
-            tiny.language_model(),
-            plan,
-            method=method,
-            optimizer=optimizer,
-            reference=reference,
-        )
-        tiny.train(trainer, plan, tokens=30)
-        runs.append(engine.master_weights())
-    assert max(float((runs[0][n] - runs[1][n]).abs().max()) for n in runs[0]) <= 1e-6
+def test_rows_that_teach_nothing_here_are_read_without_harm():
+    kept = cached(tiny.language_model())
+    idle = Rows.pack([replace(ROWS[0], weights=(0.0,) * len(ROWS[0]))])
+    assert [len(x) for x in whole(kept, idle)] == [1, 1, 1]
+    assert all(bool(x.isfinite().all()) for x in whole(kept, idle))
 
 
-def test_the_frozen_model_does_not_move_with_the_trained_one():
-    plan = tiny.step_rows(2)
-    optimizer = tiny.optimizer("sgd", clip=None)
-    engine, before = tiny.local_engine(optimizer), tiny.language_model()
-    trainer = tiny.trainer(engine, before, plan, method="npo_kl", optimizer=optimizer)
-    batch = Rows.pack(ROWS)
-    first = trainer.reference.logits(batch)
-    tiny.train(trainer, plan, tokens=30)
-    assert torch.equal(trainer.reference.logits(batch), first)
-    assert not torch.allclose(engine.model.logits(batch), first)
-
-
-def test_the_cache_cannot_give_logits():
-    cached = CachedReference.build(tiny.language_model(), ROWS)
-    with pytest.raises(ConfigError, match=r"token log-probabilities only; set trainer\.reference"):
-        cached.logits(Rows.pack(ROWS))
+def test_of_rows_without_any_token_nothing_is_kept(tmp_path):
+    rows = [replace(row, weights=(0.0,) * len(row)) for row in ROWS]
+    kept = cached(tiny.language_model(), rows, folder=tmp_path / "run")
+    assert [len(x) for x in whole(kept, Rows.pack(rows))] == [1, 1, 1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_cache_holds_both_answers_of_a_pair():
     model, pairs = tiny.language_model(), tiny.pairs(4, name="pairs")
-    cached, frozen = CachedReference.build(model, pairs), FrozenReference(model)
+    kept = CachedReference.build(model, {"log_probs": pairs})
+    frozen = FrozenReference(model)
     for part in (pairs, pairs[::-2]):
         batch = Rows.pack(part)
-        assert len(cached.log_probs(batch)) == 2 * len(part)
-        assert (cached.log_probs(batch) - frozen.log_probs(batch)).abs().max() <= 1e-5
+        assert len(kept.log_probs(batch)) == 2 * len(part)
+        assert (kept.log_probs(batch) - frozen.log_probs(batch)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("tuning", ["full", "layers", "lora"])
+def test_the_cache_does_not_move_with_the_trained_model(tuning):
+    plan = tiny.step_rows(2)
+    optimizer = tiny.optimizer("sgd", clip=None)
+    engine = tiny.local_engine(optimizer, tuning=tuning)
+    trainer = tiny.trainer(engine, engine.model, plan, method="npo_kl", optimizer=optimizer)
+    batch = Rows.pack(plan[0]["retain"])
+    first = trainer.reference.logits_of(batch)(slice(None))
+    tiny.train(trainer, plan, tokens=30)
+    assert torch.equal(trainer.reference.logits_of(batch)(slice(None)), first)
+    assert not torch.allclose(engine.model.logits(batch), first)
+    with tiny.language_model().evaluating():
+        assert (tiny.language_model().logits(batch) - first).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("settings", [{"logit_scale": 0.5}, {"logit_scale": 1.0}])
+def test_a_model_that_scales_its_heads_logits_is_not_kept_without_the_scale(settings):
+    model = families.language_model(families.family("cohere", **settings))
+    model.check_packing()
+    if settings["logit_scale"] != 1:
+        with pytest.raises(ConfigError, match=r"logits.*; type trainer\.reference=frozen"):
+            CachedReference.build(model, {"logits": ROWS})
+        return
+    logits = CachedReference.build(model, {"logits": ROWS}).logits_of(Rows.pack(ROWS))
+    right = FrozenReference(model).logits_of(Rows.pack(ROWS))
+    assert (logits(slice(None)) - right(slice(None))).abs().max() <= 1e-5
+
+
+# ---- training against it -------------------------------------------------------------------------
+
+METHODS = {
+    "npo": (NPO, {}),
+    "npo_kl": (NPO, {"retain_loss": "kl"}),
+    "npo_states": (NPO, {"retain_loss": "states"}),
+    "undial_kl": (UNDIAL, {"retain_loss": "kl"}),
+    "rmu": (RMU, {}),
+}
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("method", METHODS)
+def test_its_losses_and_gradients_are_those_against_the_frozen_model(method, tuning):
+    kind, settings = METHODS[method]
+    plan = tiny.step_rows(1)
+    optimizer = tiny.optimizer("sgd", clip=None)
+    engine = tiny.local_engine(optimizer, tuning=tuning)
+    with torch.no_grad():  # somewhere else than before unlearning
+        for p in engine._parameters:
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    found = []
+    for reference in ("auto", "frozen"):
+        config = kind.Config(reference=reference, **settings)
+        trainer = tiny.assemble(
+            kind, config, engine, tiny.language_model(), plan, optimizer=optimizer
+        )
+        batches = micro_batches(plan[0], tokens=40, device=torch.device("cpu"))
+        for name in ("forget", "retain"):
+            loss = trainer._objective(name)
+            thunks = [lambda rows=rows, loss=loss: loss(rows) for rows in batches[name]]
+            found.append((sum(t().item() for t in thunks), engine.gradient(thunks)))
+    for (mine, gradient), (theirs, right) in zip(found[:2], found[2:], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+        assert float((gradient - right).norm()) <= 1e-5 * float(right.norm())
+
+
+def test_each_row_is_read_once_and_no_step_reads_the_model_before():
+    plan = tiny.step_rows(3, n=4)
+    optimizer = tiny.optimizer("sgd", clip=None)
+    engine, before = tiny.local_engine(optimizer), tiny.language_model()
+    now, then = reads_of(engine.model), reads_of(before)
+    trainer = tiny.trainer(engine, before, [*plan, *plan], method="npo_kl", optimizer=optimizer)
+    assert (sum(now), sum(then)) == (0, 3 * (4 + 4))
+    then.clear()
+    tiny.train(trainer, plan, tokens=1000)
+    assert (sum(now), sum(then)) == (3 * (4 + 4), 0)
+
+
+def test_only_rows_that_the_steps_draw_are_read():
+    sets = {"forget": tiny.rows(6, name="f"), "retain": tiny.rows(50, name="r")}
+    sampler = ForgetRetainSampler(sets, batch_size=4, seed=3)
+    for steps in (1, 2, 3, 20):
+        read: dict[str, set[str]] = {"forget": set(), "retain": set()}
+        for step in range(steps):
+            for name, rows in sampler[step].items():
+                read[name] |= {row.id for row in rows}
+        drawn = sampler.drawn(steps)
+        right = {name: [row for row in rows if row.id in read[name]] for name, rows in sets.items()}
+        assert drawn == right
 
 
 # ---- on disk -------------------------------------------------------------------------------------
 
 
-def test_other_preferred_answers_are_other_rows(tmp_path):
-    first, second = tiny.pairs(2, name="pairs"), tiny.pairs(2, name="pairs")
-    second[0] = replace(second[0], preferred=replace(second[1].preferred, id=first[0].preferred.id))
-    CachedReference.build(tiny.language_model(), first, file=tmp_path / "reference.pt")
-    with pytest.raises(CheckpointError, match="holds the reference of other rows"):
-        CachedReference.build(tiny.language_model(), second, file=tmp_path / "reference.pt")
+def of(model: LanguageModel, rows: list[Row], folder: Path, cache: Path | None = None) -> bytes:
+    """The file of a run's reference."""
+    CachedReference.build(model, {"log_probs": rows}, folder=folder, cache=cache)
+    assert [path.name for path in folder.iterdir()] == ["log_probs.safetensors"]
+    return (folder / "log_probs.safetensors").read_bytes()
 
 
 def test_a_resumed_run_finds_the_numbers_of_its_first_start(tmp_path):
-    file = tmp_path / "reference.pt"
-    first = CachedReference.build(tiny.language_model(seed=0), ROWS, file=file)
-    # the model has been trained since, and is not asked again
-    again = CachedReference.build(tiny.language_model(seed=1), ROWS, file=file)
-    batch = Rows.pack(ROWS)
-    assert torch.equal(first.token_log_probs(batch), again.token_log_probs(batch))
-    assert [path.name for path in tmp_path.iterdir()] == ["reference.pt"]
+    model, batch = tiny.language_model(), Rows.pack(ROWS)
+    first, read = cached(model, folder=tmp_path), reads_of(model)
+    again = cached(model, folder=tmp_path)
+    assert read == []
+    for mine, theirs in zip(whole(again, batch), whole(first, batch), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize(
@@ -115,22 +235,117 @@ def test_a_resumed_run_finds_the_numbers_of_its_first_start(tmp_path):
     ],
 )
 def test_the_numbers_of_other_rows_are_refused(tmp_path, rows):
-    file = tmp_path / "reference.pt"
-    CachedReference.build(tiny.language_model(), ROWS, file=file)
+    of(tiny.language_model(), ROWS, tmp_path)
+    with pytest.raises(CheckpointError, match="holds the reference of other rows or weights"):
+        of(tiny.language_model(), rows, tmp_path)
+
+
+def nudged() -> LanguageModel:
+    """The tiny model with the last bit of one weight changed."""
+    model = tiny.language_model()
+    weight = model.module.model.layers[1].mlp.up_proj.weight.data
+    weight.view(torch.int32)[3, 5] ^= 1
+    return model
+
+
+OTHERS: dict[str, Callable[[], LanguageModel]] = {
+    "weights": nudged,
+    "precision": lambda: _cast(tiny.language_model()),
+    "settings": lambda: tiny.language_model(rms_norm_eps=1e-4),
+}
+
+
+def _cast(model: LanguageModel) -> LanguageModel:
+    model.cast(torch.bfloat16)
+    return model
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_numbers_of_another_model_are_refused_and_not_shared(tmp_path, other):
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    of(tiny.language_model(), ROWS, run, cache)
+    with pytest.raises(CheckpointError, match="holds the reference of other rows or weights"):
+        of(OTHERS[other](), ROWS, run, cache)
+    of(OTHERS[other](), ROWS, tmp_path / "other", cache)
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("tuning", ["full", "layers", "lora"])
+def test_another_run_with_the_same_weights_and_rows_reads_nothing(tmp_path, tuning):
+    cache = tmp_path / "cache"
+    first = of(tiny.language_model(), ROWS, tmp_path / "first", cache)
+    model = tiny.language_model(tuning=tuning)
+    read = reads_of(model)
+    assert of(model, ROWS, tmp_path / "second", cache) == first
+    assert read == []
+
+
+def test_without_the_cache_a_run_still_has_its_numbers(tmp_path):
+    cache, run, model = tmp_path / "cache", tmp_path / "run", tiny.language_model()
+    first, read = of(model, ROWS, run, cache), reads_of(model)
+    (shared,) = cache.iterdir()
+    assert shared.samefile(run / "log_probs.safetensors")
+    shared.unlink()
+    assert of(model, ROWS, run, cache) == first
+    assert read == []
+
+
+def test_a_torn_file_is_refused_in_a_run_and_made_anew_in_the_cache(tmp_path, capsys):
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    first = of(tiny.language_model(), ROWS, run, cache)
+    file = run / "log_probs.safetensors"
+    file.unlink()
+    file.write_bytes(first[:-4])
+    with pytest.raises(CheckpointError, match=r"cannot be read \(.*\); remove it"):
+        of(tiny.language_model(), ROWS, run, cache)
+    (shared,) = cache.iterdir()
+    shared.write_bytes(b"none of ours")
+    assert of(tiny.language_model(), ROWS, tmp_path / "other", cache) == first
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path.read_bytes() for path in cache.iterdir()] == [first]
+
+
+def test_a_run_goes_on_where_nothing_can_be_shared(tmp_path, capsys):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    of(tiny.language_model(), ROWS, tmp_path / "run", tmp_path / "cache")
+    assert "not kept for other runs" in capsys.readouterr().err
+
+
+def test_a_disk_without_room_is_told_in_one_line_before_anything_is_written(tmp_path):
+    found = iter([[(0, torch.zeros(2, 32))]])
+    with pytest.raises(CheckpointError, match=r"^.* needs 119209\.3 GiB in .* GiB are free; .*$"):
+        write(found, 10**12, tmp_path / "states.safetensors", "key")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_file_is_announced(tmp_path, capsys):
+    found = iter([[(0, torch.zeros(1, 2**16))]])
+    write(found, 1200, tmp_path / "states.safetensors", "key")
+    assert capsys.readouterr().err.startswith("reference: 0.3 GiB of the model before")
+    assert (tmp_path / "states.safetensors").stat().st_blocks * 512 < 2**20  # a file of holes
+
+
+def test_other_preferred_answers_are_other_rows(tmp_path):
+    first, second = tiny.pairs(2, name="pairs"), tiny.pairs(2, name="pairs")
+    second[0] = replace(second[0], preferred=replace(second[1].preferred, id=first[0].preferred.id))
+    of(tiny.language_model(), first, tmp_path)
     with pytest.raises(CheckpointError, match="holds the reference of other rows"):
-        CachedReference.build(tiny.language_model(), rows, file=file)
+        of(tiny.language_model(), second, tmp_path)
 
 
 # ---- LoRA: the reference is the model with its adapters off --------------------------------------
 
 
+def frozen_logits(model: LanguageModel, batch: Rows) -> torch.Tensor:
+    return FrozenReference(model).logits_of(batch)(slice(None))
+
+
 def test_before_training_a_lora_model_is_its_own_reference_bit_for_bit():
     model, plain = tiny.language_model(tuning="lora"), tiny.language_model()
     batch = Rows.pack(ROWS)
-    reference = FrozenReference(model)
     with plain.evaluating():
         right = plain.logits(batch)
-    assert torch.equal(reference.logits(batch), right)
+    assert torch.equal(frozen_logits(model, batch), right)
     assert torch.equal(model.logits(batch), right)
 
 
@@ -138,12 +353,14 @@ def test_after_training_a_lora_models_reference_is_still_the_model_before():
     plan = tiny.step_rows(3)
     optimizer = tiny.optimizer("sgd", clip=None)
     engine = tiny.local_engine(optimizer, tuning="lora")
-    trainer = tiny.trainer(engine, engine.model, plan, method="npo_kl", optimizer=optimizer)
+    trainer = tiny.trainer(
+        engine, engine.model, plan, method="npo_kl", optimizer=optimizer, reference="frozen"
+    )
     tiny.train(trainer, plan, tokens=30)
     batch, plain = Rows.pack(ROWS), tiny.language_model()
     with plain.evaluating():
         right = plain.logits(batch)
-    assert torch.equal(trainer.reference.logits(batch), right)
+    assert torch.equal(trainer.reference.logits_of(batch)(slice(None)), right)
     assert (engine.model.logits(batch) - right).abs().max() > 1e-3
 
 
@@ -153,10 +370,6 @@ def test_the_reference_is_read_without_dropout_and_training_goes_on_with_it():
     batch, still = Rows.pack(ROWS), tiny.language_model()
     with still.evaluating():
         right = still.logits(batch)
-    assert torch.equal(FrozenReference(model).logits(batch), right)
+    assert torch.equal(frozen_logits(model, batch), right)
     assert model.module.training
     assert not torch.allclose(model.logits(batch), right)
-
-
-def test_npo_asks_for_the_cache():
-    assert NPO.reference_kind == "cached"

@@ -174,9 +174,9 @@ def test_a_step_of_rows_without_any_token_changes_nothing_but_by_the_retain_rows
         assert torch.allclose(moved, -optimizer.peak * weight * shard, atol=1e-6)
 
 
-def test_the_reference_of_a_row_without_tokens_is_not_asked_for(tmp_path):
+def test_the_reference_of_a_row_without_tokens_is_not_asked_for():
     chosen = [Row(FORGET[0].id, FORGET[0].input_ids, (0.0,) * len(FORGET[0])), *FORGET[1:]]
-    reference = CachedReference.build(tiny.language_model(), chosen)
-    whole = CachedReference.build(tiny.language_model(), FORGET)
+    reference = CachedReference.build(tiny.language_model(), {"log_probs": chosen})
+    whole = CachedReference.build(tiny.language_model(), {"log_probs": FORGET})
     (rest,) = micro_batches({"f": FORGET[1:]}, tokens=1000, device=torch.device("cpu"))["f"]
     torch.testing.assert_close(reference.token_log_probs(rest), whole.token_log_probs(rest))

@@ -12,7 +12,7 @@ import torch
 from framework import ConfigError, FixedWeights, Gram, LocalEngine, Row, Rows, Weighting
 from framework.checkpoint import Checkpoints
 from framework.errors import NonFiniteError
-from framework.method import reference_needed
+from framework.method import asked_of_reference, reference_needed
 from framework.parts import Weights
 from framework.trainer import UnlearningTrainer, micro_batches
 from trainers.finetune import Finetune
@@ -336,13 +336,16 @@ def test_a_method_without_a_forget_loss_says_so():
     ("kind", "settings", "needed"),
     [
         (GradDiff, {}, None),
-        (GradDiff, {"retain_loss": "kl"}, "frozen"),
+        (GradDiff, {"retain_loss": "kl"}, "cached"),
+        (GradDiff, {"retain_loss": "kl", "reference": "frozen"}, "frozen"),
+        (GradDiff, {"retain_loss": "kl", "kl_parity": "raw_logits"}, "frozen"),
         (GradAscent, {"retain_loss": "kl"}, None),  # it has no retain loss
         (NPO, {}, "cached"),
         (NPO, {"reference": "frozen"}, "frozen"),
-        (NPO, {"retain_loss": "kl"}, "frozen"),
-        (NPO, {"retain_loss": "states"}, "frozen"),
-        (Finetune, {"retain_loss": "kl"}, "frozen"),
+        (NPO, {"retain_loss": "kl"}, "cached"),
+        (NPO, {"retain_loss": "kl", "kl_parity": "all_positions"}, "frozen"),
+        (NPO, {"retain_loss": "states"}, "cached"),
+        (Finetune, {"retain_loss": "kl"}, "cached"),
         (GradDiff, {"reference": "frozen"}, None),
     ],
 )
@@ -350,9 +353,24 @@ def test_a_run_is_built_with_the_least_reference_that_serves(kind, settings, nee
     assert reference_needed(kind, kind.Config(**settings)) == needed
 
 
-def test_a_cached_reference_cannot_serve_kl():
-    with pytest.raises(ConfigError, match=r"set trainer\.reference=frozen"):
-        reference_needed(NPO, NPO.Config(retain_loss="kl", reference="cached"))
+def test_a_cached_reference_cannot_serve_what_reads_every_position():
+    everywhere = {"retain_loss": "kl", "kl_parity": "all_positions", "reference": "cached"}
+    with pytest.raises(ConfigError, match=r"every position; type trainer\.reference=frozen"):
+        reference_needed(NPO, NPO.Config(**everywhere))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "asked"),
+    [
+        (GradDiff, {}, {}),
+        (NPO, {}, {"forget": "log_probs"}),
+        (NPO, {"retain_loss": "kl"}, {"forget": "log_probs", "retain": "logits"}),
+        (GradDiff, {"retain_loss": "states"}, {"retain": "states"}),
+        (GradAscent, {"retain_loss": "kl"}, {}),
+    ],
+)
+def test_of_each_familys_rows_is_kept_what_its_loss_reads(kind, settings, asked):
+    assert asked_of_reference(kind, kind.Config(**settings)) == asked
 
 
 # ---- several retain sources ----------------------------------------------------------------------

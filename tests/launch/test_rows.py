@@ -92,10 +92,10 @@ def test_made_up_answers_stay_with_the_run_and_are_found_again(shell, tmp_path: 
     assert steps == -(-rows // 4)
     assert f"rows to learn from (forget) │ {2 * len(answers)}" in " ".join(dry.split())
 
-    reference = (folder / "reference.pt").read_bytes()
+    reference = (folder / "reference/log_probs.safetensors").read_bytes()
     shutil.rmtree(folder / "model")  # as if it had been stopped before its end
     (folder / "run.json").unlink()
     stored = (folder / "preferred.json").stat().st_mtime_ns
     assert f"resuming {folder} at step {steps}" in shell.train(*settings, "resume=auto").err
     assert (folder / "preferred.json").stat().st_mtime_ns == stored
-    assert (folder / "reference.pt").read_bytes() == reference
+    assert (folder / "reference/log_probs.safetensors").read_bytes() == reference

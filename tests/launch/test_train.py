@@ -111,7 +111,7 @@ def test_a_run_leaves_what_it_promises(whole: Path, shell, evaluation) -> None:
         "evaluation.json",
         "checkpoints",
         "model",
-        "reference.pt",
+        "reference",
     } == {path.name for path in whole.iterdir()}
     assert steps_in(whole) == [1, 2, 3, 4, 5, 6, 6]  # the last line holds the evaluation
     record = json.loads((whole / "run.json").read_text())

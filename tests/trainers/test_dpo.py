@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from framework import CachedReference, ConfigError, Row
+from framework.token_table import TokenTable
 from trainers.dpo import DPO
 
 (PAIR,) = tiny.pairs(1, name="dpo")
@@ -22,12 +23,11 @@ def dpo(pair: Row, *, given: float = 0.0, preferred: float = 0.0, beta: float = 
     answers = [replace(pair, preferred=None), pair.preferred]
     scores = engine.model.score_rows(answers)
     values = []
-    for row, score, above in zip(answers, scores, (given, preferred), strict=True):
-        counted = torch.tensor(row.weights) > 0
-        own = torch.zeros(len(row))
-        own[counted] = torch.from_numpy(score.log_probs).float() - above / int(counted.sum())
-        values.append(own)
-    reference = CachedReference([pair], torch.cat(values), engine.model.device)
+    for score, above in zip(scores, (given, preferred), strict=True):
+        own = torch.from_numpy(score.log_probs).float()
+        values.append(own - above / len(own))
+    table = TokenTable(answers, torch.cat(values), engine.model.device)
+    reference = CachedReference({"log_probs": table})
     return DPO(DPO.Config(beta=beta), engine=engine, optimizer=optimizer, reference=reference)
 
 
@@ -77,7 +77,7 @@ def test_each_pair_counts_once_whatever_its_lengths():
     pairs = tiny.pairs(3, name="three")
     optimizer = tiny.optimizer("sgd", clip=None)
     engine = tiny.local_engine(optimizer)
-    reference = CachedReference.build(engine.model, pairs)
+    reference = CachedReference.build(engine.model, {"log_probs": pairs})
     trainer = DPO(DPO.Config(), engine=engine, optimizer=optimizer, reference=reference)
     loss = trainer.forget_loss(tiny.packed(pairs))
     assert loss.item() == pytest.approx(20 * math.log(2), rel=1e-6)

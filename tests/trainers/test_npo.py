@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from framework import CachedReference, ConfigError, Row, Vector
+from framework.token_table import TokenTable
 from trainers.grad_ascent import GradAscent
 from trainers.npo import NPO
 
@@ -18,10 +19,8 @@ def npo(row: Row, *, above: float = 0.0, beta: float = 0.1) -> NPO:
     optimizer = tiny.optimizer("sgd", clip=None)
     engine = tiny.local_engine(optimizer)
     (score,) = engine.model.score_rows([row])
-    counted = torch.tensor(row.weights) > 0
-    values = torch.zeros(len(row))
-    values[counted] = torch.from_numpy(score.log_probs).float() + above / int(counted.sum())
-    reference = CachedReference([row], values, engine.model.device)
+    values = torch.from_numpy(score.log_probs).float() + above / len(score.log_probs)
+    reference = CachedReference({"log_probs": TokenTable([row], values, engine.model.device)})
     return NPO(NPO.Config(beta=beta), engine=engine, optimizer=optimizer, reference=reference)
 
 
@@ -76,7 +75,7 @@ def test_each_row_counts_once_whatever_its_length():
     assert len(rows[0]) != len(rows[1])
     optimizer = tiny.optimizer("sgd", clip=None)
     engine = tiny.local_engine(optimizer)
-    reference = CachedReference.build(engine.model, rows)
+    reference = CachedReference.build(engine.model, {"log_probs": rows})
     trainer = NPO(NPO.Config(), engine=engine, optimizer=optimizer, reference=reference)
     loss = trainer.forget_loss(tiny.packed(rows))
     assert loss.item() == pytest.approx(20 * math.log(2), rel=1e-6)

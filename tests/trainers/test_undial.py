@@ -38,10 +38,11 @@ def test_with_beta_zero_the_model_before_unlearning_has_nothing_to_learn():
     assert torch.tensor(gradient).abs().max() <= 1e-7
 
 
-def test_it_needs_the_whole_model_before_unlearning():
-    assert reference_needed(UNDIAL, UNDIAL.Config()) == "frozen"
-    with pytest.raises(ConfigError, match=r"set trainer\.reference=frozen"):
-        reference_needed(UNDIAL, UNDIAL.Config(reference="cached"))
+def test_with_prompts_it_needs_the_whole_model_before_unlearning():
+    assert reference_needed(UNDIAL, UNDIAL.Config()) == "cached"
+    assert reference_needed(UNDIAL, UNDIAL.Config(prompt_parity=True)) == "frozen"
+    with pytest.raises(ConfigError, match=r"type trainer\.reference=frozen"):
+        reference_needed(UNDIAL, UNDIAL.Config(prompt_parity=True, reference="cached"))
 
 
 def test_beta_must_not_be_negative():
