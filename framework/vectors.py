@@ -53,9 +53,8 @@ class Vector:
         """Multiply in place."""
         if not isinstance(scale, Tensor):
             torch._foreach_mul_(self.shards, float(scale))
-        else:
-            for shard in self.shards:
-                shard.mul_(scale.to(shard.device, shard.dtype))
+        elif self.shards:
+            torch._foreach_mul_(self.shards, scale.to(self.shards[0].device, self.shards[0].dtype))
         return self
 
     def stretch_(self, length: float) -> Vector:
@@ -95,16 +94,27 @@ def inner_products(pairs: Sequence[tuple[Vector, Vector]]) -> Tensor:
 
 
 def _local_dot(a: Vector, b: Vector) -> Tensor:
-    parts = [
-        torch.dot(x, y)
-        for s, t in zip(a.shards, b.shards, strict=True)
-        for x, y in zip(s.split(_CHUNK[s.device.type]), t.split(_CHUNK[t.device.type]), strict=True)
-        if x.numel()
-    ]
-    if not parts:
+    mine = _chunks(a)
+    if not mine:
         device = a.shards[0].device if a.shards else None
         return torch.zeros((), dtype=torch.float64, device=device)
+    if a is b:  # a few kernels for all of them
+        lengths = torch._foreach_norm(mine)  # noqa: SLF001 - as public as its siblings
+        return torch.stack(lengths).double().square().sum()
+    parts = [torch.dot(x, y) for x, y in zip(mine, _chunks(b), strict=True)]
     return torch.stack(parts).double().sum()
+
+
+def _chunks(vector: Vector) -> list[Tensor]:
+    """Pieces of the shards that are short enough to be added up in fp32."""
+    pieces: list[Tensor] = []
+    for shard in vector.shards:
+        most = _CHUNK[shard.device.type]
+        if shard.numel() > most:
+            pieces += shard.split(most)
+        elif shard.numel():
+            pieces.append(shard)
+    return pieces
 
 
 @dataclass(frozen=True)
