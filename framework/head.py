@@ -35,7 +35,7 @@ class Head:
     """The output head in the middle of a forward pass, or after one."""
 
     states: Tensor | None = None
-    """[S, D], what it is given; None: the logits are of several models."""
+    """[S, D], what it is given; None: the logits are not of one head."""
     layer: nn.Linear | None = None
     """What it is, where its product is all: logits are computed where they are asked for."""
     table: Tensor | None = None
@@ -44,7 +44,7 @@ class Head:
     def given(self) -> Tensor:
         """[S, D] what it is given."""
         if self.states is None:
-            raise ModelError("a model made of several models' logits has no states of its own")
+            raise ModelError("a model without one output head has no states that go into it")
         return self.states
 
     def logits(self) -> Tensor:
@@ -56,29 +56,39 @@ class Head:
 
     def of_logits(self, function: PerToken) -> Tensor:
         """[S, ...] what the function gives, chunk by chunk."""
-        layer = self._in_chunks()
-        if layer is None:
-            logits = self.logits()
-            return function(logits, slice(0, len(logits)))
-        return _applied(_OfLogits, self.given(), layer, function)
+        if not torch.is_grad_enabled():
+            return torch.cat([function(self.at(c).logits(), c) for c in _pieces(*self._size())])
+        if self._whole():
+            return function(self.logits(), slice(0, self._size()[0]))
+        return self._chunked(_OfLogits, function)
 
     def token_log_probs(self, targets: Tensor) -> Tensor:
         """[S] log-probability of each target, in nats."""
-        layer = self._in_chunks()
-        if layer is None:
+        if self._whole():
             return -cross_entropy(self.logits(), targets, reduction="none")
-        return _applied(_TokenLogProbs, self.given(), layer, targets)
+        return self._chunked(_TokenLogProbs, targets)
 
     def at(self, place: slice) -> Head:
         """The head at some of the scored tokens."""
         states, table = (None if t is None else t[place] for t in (self.states, self.table))
         return replace(self, states=states, table=table)
 
-    def _in_chunks(self) -> nn.Linear | None:
-        """The layer, where its logits are not to be there all at once."""
-        if self.states is None or self.layer is None:
-            return None
-        return self.layer if len(self.states) * self.layer.out_features > WHOLE else None
+    def _size(self) -> tuple[int, int]:
+        """(S, V)."""
+        if self.table is not None:
+            return self.table.shape[0], self.table.shape[1]
+        assert self.layer is not None
+        return len(self.given()), self.layer.out_features
+
+    def _whole(self) -> bool:
+        """Whether all logits are to be there at once, or are."""
+        tokens, vocabulary = self._size()
+        return self.table is not None or tokens * vocabulary <= WHOLE
+
+    def _chunked(self, kind: type[torch.autograd.Function], what: PerToken | Tensor) -> Tensor:
+        assert self.layer is not None
+        values: Tensor = kind.apply(self.given(), self.layer.weight, self.layer.bias, what)
+        return values
 
 
 @contextmanager
@@ -95,11 +105,14 @@ def computing(layer: nn.Linear, function: Callable[[Head], Tensor]) -> Iterator[
         del layer.forward
 
 
-def watched(head: nn.Module, read: Callable[[], Tensor]) -> tuple[Head, bool]:
+def watched(head: nn.Module | None, read: Callable[[], Tensor]) -> tuple[Head, bool]:
     """The head in a forward pass that gives all logits, and whether they are its product alone.
 
     Soft caps and scales are found by what they do: the logits of the model are not the head's own.
+    `head`: None where transformers knows none.
     """
+    if head is None:
+        return Head(table=read().flatten(0, -2)), False
     seen: list[tuple[Tensor, Tensor, int]] = []
 
     def note(_head: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> None:
@@ -122,16 +135,9 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _pieces(length: int, width: int) -> Iterator[slice]:
-    """Slices of `length` so that each holds CHUNK numbers of `width` at most, and one at least."""
+    """Slices of `length`, one at least, each of so many times `width` as CHUNK allows, or once."""
     step = max(1, CHUNK // width)
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
-
-
-def _applied(
-    kind: type[torch.autograd.Function], states: Tensor, layer: nn.Linear, what: PerToken | Tensor
-) -> Tensor:
-    values: Tensor = kind.apply(states, layer.weight, layer.bias, what)
-    return values
+    return (slice(start, min(start + step, length)) for start in range(0, max(length, 1), step))
 
 
 class _OfLogits(torch.autograd.Function):

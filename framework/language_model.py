@@ -29,7 +29,7 @@ from .next_token import encode_next, encode_raw
 from .prompt_format import PromptFormat
 from .reading import Reader
 from .sampling import Choice, Sampling, drawn_of, likeliest
-from .scores import TokenScores, scores_of
+from .scores import TokenScores, numbers_of, scores_of
 from .shared import pack, packs_of
 from .swap import put_in_place
 from .terminal import progress
@@ -86,7 +86,7 @@ class LanguageModel(Reader):
         mine: dict[int, TokenScores] = {}
         with self.evaluating():
             for batch in self.packs(numbered, description):
-                found = scores_of(self.logits(batch), batch)
+                found = scores_of(self.of_logits(batch, numbers_of(batch)), batch)
                 mine.update(zip(map(int, batch.ids), found, strict=True))
         return gather_in_order(mine, len(rows))
 

@@ -1,6 +1,6 @@
 """How a model reads an answer: numbers of every token, teacher-forced.
 
-Shapes: `S` scored tokens of a batch, `V` vocabulary.
+Shapes: `S` scored tokens of a batch, `C` of a chunk.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from .data import Rows
+from .head import PerToken
 
-CHUNK = 2**22
-"""Logits that are looked at together, so that no second table [S, V] is ever whole."""
 SMALLEST_VARIANCE = 1e-6
 """In nats squared: a model that is sure of a token would be divided by nothing."""
 
@@ -43,12 +42,9 @@ class TokenScores:
         return float(np.exp(-self.nll))
 
 
-def scores_of(logits: Tensor, rows: Rows) -> list[TokenScores]:
-    """The scores of each row from the fp32 logits [S, V] at its scored positions."""
-    size = max(1, CHUNK // logits.shape[-1])
-    pieces = zip(logits.split(size), rows.targets.split(size), strict=True)
-    table = torch.cat([_numbers(*piece) for piece in pieces], dim=1)
-    values, owner = table.double().cpu().numpy(), rows.row_of.cpu().numpy()
+def scores_of(numbers: Tensor, rows: Rows) -> list[TokenScores]:
+    """The scores of each row, of the [S, 3] that `numbers_of(rows)` gives of the logits."""
+    values, owner = numbers.T.double().cpu().numpy(), rows.row_of.cpu().numpy()
     found = []
     for i in range(len(rows)):
         own = values[:, owner == i]
@@ -56,14 +52,20 @@ def scores_of(logits: Tensor, rows: Rows) -> list[TokenScores]:
     return found
 
 
-def _numbers(logits: Tensor, targets: Tensor) -> Tensor:
-    """[3, S] log-probability, whether it is the first choice, surprise."""
-    correct = logits.argmax(-1) == targets
-    every = logits.log_softmax(-1)
-    log_probs = every.gather(-1, targets[:, None])[:, 0]
-    probs = every.exp()
-    every = every.masked_fill_(probs == 0, 0.0)  # 0 log 0 is 0, and -inf times 0 is not
-    mean = (probs * every).sum(-1)
-    # around the mean: the difference of two large numbers would keep no digit of a small one
-    variance = every.sub_(mean[:, None]).square_().mul_(probs).sum(-1).clamp_min(SMALLEST_VARIANCE)
-    return torch.stack([log_probs, correct.float(), (log_probs - mean) / variance.sqrt()])
+def numbers_of(rows: Rows) -> PerToken:
+    """Of logits, [C, 3]: log-probability, whether it is the first choice, surprise."""
+
+    def numbers(logits: Tensor, chunk: slice) -> Tensor:
+        targets = rows.targets[chunk]
+        correct = logits.argmax(-1) == targets
+        every = logits.log_softmax(-1)
+        log_probs = every.gather(-1, targets[:, None])[:, 0]
+        probs = every.exp()
+        every = every.masked_fill_(probs == 0, 0.0)  # 0 log 0 is 0, and -inf times 0 is not
+        mean = (probs * every).sum(-1)
+        # around the mean: the difference of two large numbers would keep no digit of a small one
+        variance = every.sub_(mean[:, None]).square_().mul_(probs).sum(-1)
+        deviation = variance.clamp_min(SMALLEST_VARIANCE).sqrt()
+        return torch.stack([log_probs, correct.float(), (log_probs - mean) / deviation], dim=1)
+
+    return numbers

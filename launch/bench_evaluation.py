@@ -22,7 +22,7 @@ from framework.encoding import encode_pairs, encode_prompts
 from framework.errors import ConfigError, require
 from framework.evaluation.benchmark import spaced, texts_of
 from framework.loading import ModelSource, Pretrained
-from framework.scores import scores_of
+from framework.scores import numbers_of, scores_of
 from framework.shared import pack, packs_of
 
 from .bench_result import Table, leave
@@ -163,7 +163,7 @@ def _packed(model: LanguageModel, rows: Sequence[Row]) -> list[np.ndarray]:
     with model.evaluating():
         for part in partition(rows, tokens=model.tokens_per_micro_batch, world_size=1)[0]:
             batch = Rows.pack(part, device=model.device)
-            scores = scores_of(model.logits(batch), batch)
+            scores = scores_of(model.of_logits(batch, numbers_of(batch)), batch)
             found.update(zip(map(int, batch.ids), (x.log_probs for x in scores), strict=True))
     return [found[i] for i in range(len(rows))]
 

@@ -33,9 +33,12 @@ class CEU(UnlearningTrainer):
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over tokens of -sum_v q_v log p_v, q = softmax(z with z_y = -inf), no gradient."""
-        logits = self.model.logits(rows)
-        without = logits.detach().scatter(1, rows.targets[:, None], float("-inf"))
-        losses = -(softmax(without, -1) * log_softmax(logits, -1)).sum(-1)
+
+        def cross_entropy(logits: Tensor, chunk: slice) -> Tensor:
+            without = logits.detach().scatter(1, rows.targets[chunk, None], float("-inf"))
+            return -(softmax(without, -1) * log_softmax(logits, -1)).sum(-1)
+
+        losses = self.model.of_logits(rows, cross_entropy)
         if self.config.skip_first_token:
             losses = losses * _later(rows) * _all_over_later(rows)
         return rows.token_mean(losses)

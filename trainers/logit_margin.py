@@ -29,5 +29,5 @@ class LogitMargin(UnlearningTrainer):
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over tokens of (max_v z_v - mean_v z_v)^2."""
         read = replace(rows, scored=rows.scored + 1) if self.config.mask_parity else rows
-        logits = self.model.logits(read)
-        return rows.token_mean((logits.amax(-1) - logits.mean(-1)) ** 2)
+        margin = self.model.of_logits(read, lambda logits, _: logits.amax(-1) - logits.mean(-1))
+        return rows.token_mean(margin**2)

@@ -30,8 +30,12 @@ class MaxEntropy(UnlearningTrainer):
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over tokens of the divergence between p and 1/V, in nats, >= 0."""
-        log_probs = log_softmax(self.model.logits(rows), -1)
-        uniform = -math.log(log_probs.shape[-1])
-        if self.config.divergence == "model":
-            return rows.token_mean((log_probs.exp() * log_probs).sum(-1) - uniform)
-        return rows.token_mean(uniform - log_probs.mean(-1))
+
+        def divergence(logits: Tensor, _chunk: slice) -> Tensor:
+            log_probs = log_softmax(logits, -1)
+            uniform = -math.log(log_probs.shape[-1])
+            if self.config.divergence == "model":
+                return (log_probs.exp() * log_probs).sum(-1) - uniform
+            return uniform - log_probs.mean(-1)
+
+        return rows.token_mean(self.model.of_logits(rows, divergence))

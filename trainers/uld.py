@@ -87,4 +87,6 @@ class ULDAssistant(UnlearningTrainer):
 
         The released code's KL(uniform || p) is this minus log V, and counts the prompt too.
         """
-        return rows.token_mean(-log_softmax(self.model.logits(rows), -1).mean(-1))
+        return rows.token_mean(
+            self.model.of_logits(rows, lambda logits, _: -log_softmax(logits, -1).mean(-1))
+        )
