@@ -12,20 +12,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from framework import LanguageModel, Row, Rows, distributed
 from framework.data import StepTotals, partition
 from framework.loop import Loop, train
-from framework.modules import trainable_parameters
 from framework.sampler import ForgetRetainSampler
 from framework.shared import pack, packs_of
 
 from .bench_result import Table
 from .bench_steps import Answer, about, times_of
+from .peer_style import Update
 from .settings import is_sharded
 from .timing import Way, cost, in_turns, ratios, with_spread
-from .training_world import RATE, Batch, Stepper, World, draw
+from .training_world import Batch, Stepper, World, draw
 
 STEPS = 3
 """That a loop takes in a round."""
@@ -102,19 +101,14 @@ def _ours(world: World, stepper: Stepper) -> Callable[[], None]:
 def _torch_loop(world: World, model: LanguageModel, rows: Batch) -> Callable[[], None]:
     """Over rows that are packed beforehand, with an optimizer of its own."""
     packs = joint_packs(model, rows)
-    parameters = [p for _, p in trainable_parameters(model.module)]
-    optimizer = world.optimizer.build([{"params": parameters, "lr": RATE}])
-    limit = world.optimizer.config.max_gradient_norm
+    update = Update(model.module, world.optimizer)
 
     def run() -> None:
         model.module.train()
         for _ in range(STEPS):
             for each in packs:
                 joint_loss(model, each).backward()
-            if limit is not None:
-                clip_grad_norm_(parameters, limit)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            update.step()
 
     return run
 

@@ -205,11 +205,13 @@ def difference(world: World, ours: Stepper, peer: PeerStyle) -> Errors:
     with attending(world):
         losses = peer.differentiate(ours.rows["forget"], ours.rows["retain"])
     groups = trainer.optimizer.groups(trained(trainer.model.module))
-    theirs = [_flat(p.grad, p) for group in groups for p in _tensors(group)]
-    for _, p in trainable_parameters(trainer.model.module):
+    parameters = [p for group in groups for p in _tensors(group)]
+    apart = whole = 0.0
+    for mine, p in zip(taken, parameters, strict=True):
+        theirs = _flat(p.grad, p).double()
+        apart += float((mine.double() / clipped - theirs).square().sum())
+        whole += float(theirs.square().sum())
         p.grad = None
-    apart = sum(float((a / clipped - b).square().sum()) for a, b in zip(taken, theirs, strict=True))
-    whole = sum(float(b.square().sum()) for b in theirs)
     furthest = max(abs(metrics[f"train/{n}/loss"] - float(x)) for n, x in losses.items())
     largest = max(abs(float(x)) for x in losses.values())
     return Errors(loss=furthest / largest, gradient=(apart / max(whole, 1e-300)) ** 0.5)
@@ -237,4 +239,4 @@ def _tensors(group: dict[str, object]) -> list[Tensor]:
 
 def _flat(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     found = torch.zeros_like(parameter) if gradient is None else gradient
-    return found.detach().reshape(-1).double().clone()
+    return found.detach().reshape(-1).float().clone()
