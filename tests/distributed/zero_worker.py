@@ -13,8 +13,8 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ import compositions
 import tiny
 import torch
 
-from framework import LanguageModel, LocalEngine, Row, UnlearningTrainer, distributed
+from framework import LanguageModel, LocalEngine, Row, UnlearningTrainer, distributed, head
 from framework.averaging import WeightAveraging
 from framework.combined import CombinedModel
 from framework.data import Rows
@@ -65,6 +65,8 @@ class Case:
     evaluate: bool = False
     averaged: bool = False
     automatic_every: int = 0
+    chunked: bool = False
+    """Whether the output head's logits come in chunks under ZeRO; in one process they do not."""
     composition: str = ""
     """As `compositions.Composition`, blanks between; says all but stage and tokens."""
 
@@ -210,7 +212,7 @@ def local(case: Case) -> Trained:
     In fp32 the rows are cut into other micro-batches than the ranks', which must not matter. In
     bf16 each micro-batch's gradient is rounded, so there they are the ranks' own.
     """
-    return _local(replace(case, stage="0", offload="none"))
+    return _local(replace(case, stage="0", offload="none", chunked=False))
 
 
 @cache
@@ -238,9 +240,21 @@ def sharded(case: Case) -> tuple[ZeroEngine, Trained]:
             precision=case.precision,  # type: ignore[arg-type]
         )
 
-    engine, found = run(case, engine_of)
+    with in_chunks() if case.chunked else nullcontext():
+        engine, found = run(case, engine_of)
     assert isinstance(engine, ZeroEngine)
     return engine, found
+
+
+@contextmanager
+def in_chunks() -> Iterator[None]:
+    """Inside, of the head's logits a few tokens' are there at once, or a few of the vocabulary."""
+    before = head.WHOLE, head.CHUNK
+    head.WHOLE, head.CHUNK = 0, 5 * tiny.VOCABULARY
+    try:
+        yield
+    finally:
+        head.WHOLE, head.CHUNK = before
 
 
 def measure(case: Case) -> dict[str, Any]:

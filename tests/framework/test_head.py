@@ -17,9 +17,11 @@ from framework import FrozenReference, LanguageModel, Row, Rows
 from framework import head as head_file
 from framework.head import Head
 from framework.shared import pack
+from launch.peak_bytes import peak_bytes
 
 ROWS = Rows.pack(tiny.rows(9, name="head"))
 SCORED, VOCABULARY = len(ROWS.scored), tiny.VOCABULARY
+MANY = torch.arange(1024)
 
 
 @pytest.fixture(params=[1, 7 * VOCABULARY, 10 * SCORED])
@@ -104,6 +106,19 @@ def test_in_half_precision_the_gradients_are_rounded_once(chunks, name):
     assert [x.dtype for x in found] == [x.dtype for x in right]
     assert apart(found[:1], right[:1]) <= 1e-6
     assert apart(found, right) <= 6e-3
+
+
+@pytest.mark.parametrize("function", [CASES["entropy"][0], lambda head: head.token_log_probs(MANY)])
+def test_of_chunks_an_eighth_of_all_logits_is_there_at_once(monkeypatch, function):
+    monkeypatch.setattr(head_file, "WHOLE", 0)
+    monkeypatch.setattr(head_file, "CHUNK", len(MANY) * 2)
+    head, states = nn.Linear(8, 2048), torch.randn(len(MANY), 8, requires_grad=True)
+    with peak_bytes(torch.device("cpu")) as peak:
+        function(Head(states, head)).sum().backward()
+    assert 0 < peak.bytes < len(MANY) * 2048 * 4 / 8
+    with torch.no_grad(), peak_bytes(torch.device("cpu")) as peak:
+        function(Head(states, head))
+    assert 0 < peak.bytes < len(MANY) * 2048 * 4 / 8
 
 
 def of_model(model: LanguageModel, function: Callable[[LanguageModel], Tensor]) -> list[Tensor]:
