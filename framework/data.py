@@ -10,17 +10,23 @@ A row may bring a second answer to its prompt, `preferred`. The two are one row 
 together: all given rows come first, then their preferred answers as rows of their own, in the same
 order. Means are then over the given rows; `Rows.split` takes a number per row apart.
 
+The rows of several objectives can be laid into one pack and read in one pass: each objective's
+`Rows` then is a member of it. The members hold the very same tokens, and each its own scored
+positions, rows and totals.
+
 Shapes: `B` rows (`R` with preferred answers: B or 2B), `T` tokens, `S` scored tokens of one
 micro-batch.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,22 +71,48 @@ class Row:
         """Tokens, prompt and answer."""
         return len(self.input_ids)
 
+    @cached_property
+    def given(self) -> Row:
+        """The row without its preferred answer."""
+        return self if self.preferred is None else replace(self, preferred=None)
+
     @property
     def tokens(self) -> int:
         """Tokens that are read with the row: its own and those of its preferred answer's row."""
         return len(self) + (0 if self.preferred is None else len(self.preferred))
 
-    @property
+    @cached_property
     def weight(self) -> float:
         """The token weight of the row: its number of answer tokens unless a selection cut some."""
         return sum(self.weights)
+
+    @cached_property
+    def token_ids(self) -> np.ndarray:
+        """`input_ids` as an array: what packs are made of, step after step."""
+        return np.array(self.input_ids)
+
+    @cached_property
+    def sort_key(self) -> bytes:
+        """What sorts rows by their tokens."""
+        return self.token_ids.astype(">u4").tobytes()
+
+    @cached_property
+    def counted(self) -> np.ndarray:
+        """Which of the tokens count."""
+        return np.flatnonzero(np.array(self.weights) > 0)
+
+    @cached_property
+    def counted_weights(self) -> np.ndarray:
+        """[counted] fp32, how much each counts."""
+        weights: np.ndarray = np.array(self.weights, dtype=np.float32)[self.counted]
+        return weights
 
 
 def laid_out(rows: Sequence[Row]) -> list[Row]:
     """The rows as they are read: all given ones, then their preferred answers."""
     preferred = [row.preferred for row in rows if row.preferred is not None]
     assert len(preferred) in (0, len(rows)), "some rows have a preferred answer, others none"
-    return [replace(row, preferred=None) for row in rows] + preferred if preferred else list(rows)
+    return [row.given for row in rows] + preferred
 
 
 @dataclass(frozen=True)
@@ -114,16 +146,23 @@ class Keys:
 
 @dataclass(frozen=True)
 class Rows:
-    """One packed micro-batch, on the device of the model."""
+    """One packed micro-batch, or a member of one, on the device of the model.
 
-    ids: tuple[str, ...]
+    The first five fields are the pack's, and the very same objects in all its members.
+    """
+
     lengths: tuple[int, ...]
+    """How many tokens of each row the pack holds: those that it does not share with another."""
     input_ids: Tensor
     """[T] token ids, the rows end to end."""
     position_ids: Tensor
-    """[T] positions, restarting at 0 in each row."""
+    """[T] positions, counted from 0 in each row."""
     boundaries: Tensor
-    """[R + 1] int32, where rows begin and end."""
+    """int32, where rows begin and end."""
+    keys: Keys | None
+    """Where rows share their beginnings (`shared.py`), what each reads; None: its own tokens."""
+    ids: tuple[str, ...]
+    """[R] the rows' names."""
     scored: Tensor
     """[S] positions in the packed sequence whose next token counts."""
     targets: Tensor
@@ -133,10 +172,8 @@ class Rows:
     row_of: Tensor
     """[S] the row, 0 to R - 1, that each belongs to."""
     totals: StepTotals
-    paired: bool = False
+    paired: bool
     """Whether the second half of the rows are the preferred answers of the first."""
-    keys: Keys | None = None
-    """Where rows share their beginnings (`shared.py`), what each reads; None: its own tokens."""
 
     @classmethod
     def pack(
@@ -147,33 +184,9 @@ class Rows:
         device: torch.device | None = None,
     ) -> Rows:
         """Lay `rows` end to end. `totals` defaults to those of these rows alone."""
-        assert rows, "a micro-batch holds at least one row"
         totals = StepTotals.of(rows) if totals is None else totals
-        paired = rows[0].preferred is not None
-        rows = laid_out(rows)
-        lengths = [len(row) for row in rows]
-        tokens = torch.tensor([t for row in rows for t in row.input_ids])
-        weights = torch.tensor([w for row in rows for w in row.weights], dtype=torch.float32)
-        positions = torch.cat([torch.arange(n) for n in lengths])
-        owner = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
-        targets = (weights > 0).nonzero().squeeze(1)
-        if len(targets) == 0:  # an idle micro-batch still needs a graph: one token, of weight 0
-            targets = torch.tensor([1])
-        boundaries = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-        on = torch.device("cpu") if device is None else device
-        return cls(
-            ids=tuple(row.id for row in rows),
-            lengths=tuple(lengths),
-            input_ids=tokens.to(on, non_blocking=True),
-            position_ids=positions.to(on, non_blocking=True),
-            boundaries=boundaries.to(on, non_blocking=True),
-            scored=(targets - 1).to(on, non_blocking=True),
-            targets=tokens[targets].to(on, non_blocking=True),
-            weights=weights[targets].to(on, non_blocking=True),
-            row_of=owner[targets].to(on, non_blocking=True),
-            totals=totals,
-            paired=paired,
-        )
+        order = range(sum(1 if row.preferred is None else 2 for row in rows))
+        return pack_members([(rows, totals)], order, [0] * len(order), device=device)[0]
 
     def __len__(self) -> int:
         """R, the number of rows that are read: B, and B preferred answers where there are any."""
@@ -233,6 +246,7 @@ class Rows:
         For losses of logits alone: `targets` means nothing at a row's last position.
         """
         assert self.keys is None, "a token that rows share is of no one row"
+        assert len(self.lengths) == len(self), "positions of other members' rows are not its own"
         tokens, counted = len(self.input_ids), self.row_weights > 0
         owner = torch.arange(len(self), device=self.input_ids.device)
         owner = owner.repeat_interleave(self.boundaries.diff(), output_size=tokens)
@@ -246,37 +260,110 @@ class Rows:
         )
 
 
+def pack_members(
+    members: Sequence[tuple[Sequence[Row], StepTotals]],
+    order: Sequence[int],
+    shared: Sequence[int],
+    *,
+    device: torch.device | None = None,
+) -> list[Rows]:
+    """The members of one pack, each of its rows and its step's totals.
+
+    `order`: how the rows of all members, laid out one member after another, lie in the pack.
+    `shared`: how many tokens each row of the pack has from the one before it.
+    """
+    read = [laid_out(rows) for rows, _ in members]
+    every = [row for rows in read for row in rows]
+    pack, paths = _laid(every, order, shared)
+    arrays: list[np.ndarray] = []
+    start = 0
+    for rows in read:
+        assert rows, "a member holds at least one row"
+        places = [path[row.counted - 1] for path, row in zip(paths[start:], rows, strict=False)]
+        targets = [row.token_ids[row.counted] for row in rows]
+        weights = [row.counted_weights for row in rows]
+        owner = np.repeat(np.arange(len(rows)), [len(own) for own in places])
+        if len(owner) == 0:  # an idle member still needs a graph: one token, of weight 0
+            places, targets = [paths[start][:1]], [rows[0].token_ids[1:2]]
+            weights, owner = [np.zeros(1, dtype=np.float32)], np.zeros(1, dtype=np.int64)
+        arrays += [np.concatenate(places), np.concatenate(targets), np.concatenate(weights), owner]
+        start += len(rows)
+    tensors = iter(_moved([*pack.arrays, *arrays], device))
+    shares = sum(shared) > 0
+    ids, positions, boundaries = (next(tensors) for _ in range(3))
+    keys = Keys(pack.read, next(tensors), next(tensors)) if shares else None
+    return [
+        Rows(
+            lengths=pack.lengths,
+            input_ids=ids,
+            position_ids=positions,
+            boundaries=boundaries,
+            keys=keys,
+            ids=tuple(row.id for row in rows),
+            scored=next(tensors),
+            targets=next(tensors),
+            weights=next(tensors),
+            row_of=next(tensors),
+            totals=totals,
+            paired=given[0].preferred is not None,
+        )
+        for rows, (given, totals) in zip(read, members, strict=True)
+    ]
+
+
+class _Pack(NamedTuple):
+    """What the members of a pack have in common, still on the host."""
+
+    lengths: tuple[int, ...]
+    read: tuple[int, ...]
+    """How many tokens each row reads: what it shares, then its own."""
+    arrays: list[np.ndarray]
+    """Token ids, positions, boundaries; then, of rows that share, the keys' two."""
+
+
+def _laid(
+    every: Sequence[Row], order: Sequence[int], shared: Sequence[int]
+) -> tuple[_Pack, list[np.ndarray]]:
+    """The pack, and where each row's tokens lie in it, the rows as they are in `every`."""
+    rows = [every[i] for i in order]
+    lengths = [len(row) - from_before for row, from_before in zip(rows, shared, strict=True)]
+    ends = list(accumulate(lengths))
+    paths: list[np.ndarray] = []
+    for end, length, from_before in zip(ends, lengths, shared, strict=True):
+        own = np.arange(end - length, end)
+        paths.append(np.concatenate([paths[-1][:from_before], own]) if from_before else own)
+    starts = np.array(ends) - lengths - shared
+    positions = np.arange(ends[-1]) - np.repeat(starts, lengths)
+    ids = np.concatenate([row.token_ids[n:] for row, n in zip(rows, shared, strict=True)])
+    arrays = [ids, positions, _boundaries(lengths)]
+    read = [len(row) for row in rows]
+    if sum(shared):
+        arrays += [np.concatenate(paths), _boundaries(read)]
+    of_every = [paths[k] for k in np.argsort(order)]
+    return _Pack(tuple(lengths), tuple(read), arrays), of_every
+
+
+def _boundaries(lengths: Sequence[int]) -> np.ndarray:
+    return np.array([0, *accumulate(lengths)], dtype=np.int32)
+
+
+def _moved(arrays: Sequence[np.ndarray], device: torch.device | None) -> list[Tensor]:
+    """The arrays on `device`, in one copy that the host does not wait for."""
+    if device is None or device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    sizes = [-(-array.nbytes // 16) * 16 for array in arrays]  # kernels want them aligned
+    whole = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for array, part in zip(arrays, whole.split(sizes), strict=True):
+        part[: array.nbytes].numpy()[:] = array.view(np.uint8)
+    parts = whole.to(device, non_blocking=True).split(sizes)
+    dtypes = [torch.from_numpy(array[:0]).dtype for array in arrays]
+    return [
+        part[: array.nbytes].view(dtype)
+        for array, part, dtype in zip(arrays, parts, dtypes, strict=True)
+    ]
+
+
 def idle(row: Row) -> Row:
     """The row with every weight 0: what a rank without work reads, so that all ranks keep step."""
     preferred = None if row.preferred is None else idle(row.preferred)
     return replace(row, weights=(0.0,) * len(row), preferred=preferred)
-
-
-def partition(rows: Sequence[Row], *, tokens: int, world_size: int) -> list[list[list[Row]]]:
-    """Cut a step's rows into micro-batches of at most `tokens` tokens: [rank][micro-batch][row].
-
-    Every rank gets the same number of micro-batches (collectives inside the model must match) and
-    nearly the same number of tokens (longest row first, into the emptiest micro-batch). A row
-    longer than `tokens` travels alone; a row and its preferred answer are never parted. A pure
-    function of its arguments.
-    """
-    assert rows, "a step without rows"
-    sizes = [row.tokens for row in rows]
-    budget = max(tokens, *sizes)
-    order = sorted(range(len(rows)), key=lambda i: (-sizes[i], i))
-    per_rank = max(1, -(-sum(sizes) // (budget * world_size)))
-    while True:
-        bins: list[list[int]] = [[] for _ in range(per_rank * world_size)]
-        lightest_first = [(0, b) for b in range(len(bins))]
-        for i in order:
-            load, b = lightest_first[0]
-            bins[b].append(i)
-            heapq.heapreplace(lightest_first, (load + sizes[i], b))
-        loads = {b: load for load, b in lightest_first}
-        if max(loads.values()) <= budget:
-            break
-        per_rank += 1
-    shortest = rows[order[-1]]
-    heaviest_first = sorted(range(len(bins)), key=lambda b: (-loads[b], b))
-    filled = [[rows[i] for i in sorted(bins[b])] or [idle(shortest)] for b in heaviest_first]
-    return [filled[r::world_size] for r in range(world_size)]

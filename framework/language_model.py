@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor, nn
 
 from . import attention
-from .data import Row, Rows, partition
+from .data import Row, Rows
 from .decoding import Decoding, batches_of_prompts, bytes_per_token, decode
 from .distributed import gather_in_order, rank, sum_over_ranks, world_size
 from .encoding import encode_pairs, encode_prompts
@@ -192,11 +192,9 @@ class LanguageModel(Reader):
 
     def packs(self, rows: Sequence[Row], description: str) -> Iterator[Rows]:
         """This rank's part of `rows` in packs; what rows begin with alike is read once a pack."""
-        tokens = self.tokens_per_micro_batch
-        if self.shares_beginnings():
-            packs, packed = packs_of(rows, tokens=tokens), pack
-        else:
-            packs, packed = partition(rows, tokens=tokens, world_size=1)[0], Rows.pack
+        shares = self.shares_beginnings()
+        packs = packs_of(rows, tokens=self.tokens_per_micro_batch, shares=shares)
+        packed = pack if shares else Rows.pack
         for piece in progress(self._share(packs), description=description):
             yield packed(piece, device=self.device)
 

@@ -16,7 +16,7 @@ from .stopping import Stopping
 from .terminal import Progress, say
 from .time_limit import TimeLimit
 from .tracking import Tracker
-from .trainer import UnlearningTrainer, micro_batches
+from .trainer import UnlearningTrainer
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,7 @@ def train(
             # with what is logged: a GPU is waited for there, and the step was only begun before
             with limit.timed("step"):
                 rows = sampler[step]
-                batches = micro_batches(
-                    rows, tokens=model.tokens_per_micro_batch, device=model.device
-                )
-                trainer.step(batches, learning_rate=rate)
+                trainer.step(trainer.micro_batches(rows, step), learning_rate=rate)
                 done = trainer.steps_done
                 tokens += sum(row.tokens for chosen in rows.values() for row in chosen)
                 shown: dict[str, float | str] = {}

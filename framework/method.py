@@ -128,6 +128,16 @@ class Method:
         del config
         return False
 
+    @classmethod
+    def reads_once(cls, config: Config) -> bool:
+        """Whether the losses ask the model about the rows' scored positions and nothing else.
+
+        Then one forward pass serves the losses of all objectives, and what rows begin with alike
+        is read once.
+        """
+        everywhere = cls.reads_everywhere(config) or config.kl_parity != "none"
+        return not everywhere and config.retain_loss != "states"
+
     def default_weighting(self) -> Weighting:
         """The weighting published with the method; a weighting in the config wins over it."""
         retain = [name for name in self.objectives if family(name) == "retain"]

@@ -73,3 +73,13 @@ def embeddings_and_head(module: nn.Module) -> set[str]:
         if part is head or isinstance(part, nn.Embedding)
     )
     return {name for name, _ in module.named_parameters() if name.startswith(places)}
+
+
+def drops_out(module: nn.Module) -> bool:
+    """Whether any part of it drops something out in training."""
+    for part in module.modules():
+        layer = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0  # noqa: SLF001
+        own = [value for name, value in vars(part).items() if "dropout" in name]
+        if layer or any(isinstance(value, float) and value > 0 for value in own):
+            return True
+    return False

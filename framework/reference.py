@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ FORMAT = 1
 
 class Reference(ABC):
     """What losses may ask of the model before unlearning; never has a gradient."""
+
+    reads_rows: ClassVar[bool] = False
+    """Whether it reads the rows that it is asked about, and would those of other objectives too."""
 
     @abstractmethod
     def token_log_probs(self, rows: Rows) -> Tensor:
@@ -151,6 +154,8 @@ class CachedReference(Reference):
 
 class FrozenReference(Reference):
     """The whole model before unlearning, in evaluation mode."""
+
+    reads_rows: ClassVar[bool] = True
 
     def __init__(self, model: LanguageModel) -> None:
         """`model`: a model of its own, or the trained one if it has LoRA adapters."""

@@ -6,8 +6,8 @@
 
 Sorted by their tokens, a row shares with the one before it all that it shares with any. So a
 question, the head of a chat template and the examples before a multiple choice are read once for
-all rows of a pack. For reading only: gradients of shared tokens would be right, means over rows of
-`Rows` are not made for it.
+all rows of a pack, of whichever objective. Each row keeps its own scored positions, which may lie
+among shared tokens; gradients of all rows flow through them.
 """
 
 from __future__ import annotations
@@ -16,72 +16,52 @@ from collections.abc import Sequence
 
 import torch
 
-from .data import Keys, Row, Rows, StepTotals
+from .data import Row, Rows, StepTotals, laid_out, pack_members
 
 
-def packs_of(rows: Sequence[Row], *, tokens: int) -> list[list[Row]]:
+def packs_of(rows: Sequence[Row], *, tokens: int, shares: bool = True) -> list[list[Row]]:
     """The rows, sorted by their tokens and cut into packs that read at most `tokens` tokens.
 
     A longer row travels alone. A pure function of its arguments.
     """
     packs: list[list[Row]] = []
     size = 0
-    for row in sorted(rows, key=lambda row: row.input_ids):
-        new = len(row) - _shared(packs[-1][-1], row) if packs else len(row)
+    order, alike = by_beginning(rows)
+    for i, common in zip(order, alike, strict=True):
+        new = len(rows[i]) - (common if packs and shares else 0)
         if packs and size + new <= tokens:
-            packs[-1].append(row)
+            packs[-1].append(rows[i])
             size += new
         else:
-            packs.append([row])
-            size = len(row)
+            packs.append([rows[i]])
+            size = len(rows[i])
     return packs
 
 
 def pack(rows: Sequence[Row], *, device: torch.device | None = None) -> Rows:
-    """Rows of one of `packs_of`, end to end, each without what it shares with the one before."""
-    ids: list[int] = []
-    path: list[int] = []  # where each token of the latest row lies
-    positions: list[int] = []
-    lengths, read, scored, owner, weights = [], [], [], [], []
-    for i, row in enumerate(rows):
-        shared = _shared(rows[i - 1], row) if i else 0
-        path = [*path[:shared], *range(len(ids), len(ids) + len(row) - shared)]
-        ids += row.input_ids[shared:]
-        positions += range(shared, len(row))
-        lengths.append(len(row) - shared)
-        read.append(path)
-        counted = [t for t, weight in enumerate(row.weights) if weight > 0]
-        scored += [(path[t - 1], row.input_ids[t]) for t in counted]
-        weights += [row.weights[t] for t in counted]
-        owner += [i] * len(counted)
-    keys = Keys(
-        lengths=tuple(map(len, read)),
-        positions=torch.tensor([place for path in read for place in path]).to(device),
-        boundaries=_boundaries([len(path) for path in read]).to(device),
-    )
-    table = torch.tensor(scored).reshape(-1, 2).to(device)
-    return Rows(
-        ids=tuple(row.id for row in rows),
-        lengths=tuple(lengths),
-        input_ids=torch.tensor(ids).to(device),
-        position_ids=torch.tensor(positions).to(device),
-        boundaries=_boundaries(lengths).to(device),
-        scored=table[:, 0],
-        targets=table[:, 1],
-        weights=torch.tensor(weights).to(device),
-        row_of=torch.tensor(owner).to(device),
-        totals=StepTotals.of(rows),
-        keys=None if sum(lengths) == sum(keys.lengths) else keys,
-    )
+    """The rows as one pack, what they share read once."""
+    return pack_shared([(rows, StepTotals.of(rows))], device=device)[0]
 
 
-def _shared(one: Row, other: Row) -> int:
-    """How many tokens both begin with, the last of `other` left out: each row reads something."""
-    longest = min(len(one), len(other) - 1)
-    if one.input_ids[:longest] == other.input_ids[:longest]:
-        return longest
-    return next(t for t in range(longest) if one.input_ids[t] != other.input_ids[t])
+def pack_shared(
+    members: Sequence[tuple[Sequence[Row], StepTotals]], *, device: torch.device | None = None
+) -> list[Rows]:
+    """The members of one pack, what any of their rows share read once."""
+    order, shared = by_beginning([row for rows, _ in members for row in laid_out(rows)])
+    return pack_members(members, order, shared, device=device)
 
 
-def _boundaries(lengths: Sequence[int]) -> torch.Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+def by_beginning(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """The order of the rows by their tokens, and how many tokens each has from the one before it.
+
+    The last token of a row is always its own: each row reads something.
+    """
+    order = sorted(range(len(rows)), key=lambda i: rows[i].sort_key)
+    shared = [0] * len(rows)
+    for place in range(1, len(rows)):
+        one, other = rows[order[place - 1]].token_ids, rows[order[place]].token_ids
+        longest = min(len(one), len(other) - 1)
+        differ = one[:longest] != other[:longest]
+        first = int(differ.argmax()) if longest else 0
+        shared[place] = first if longest and differ[first] else longest
+    return order, shared

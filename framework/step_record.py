@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,12 @@ from .vectors import Gram
 class StepRecord:
     """What one step leaves to be logged, on the device until somebody asks."""
 
-    def __init__(self, learning_rate: float) -> None:
+    def __init__(
+        self, learning_rate: float, objectives: Sequence[str], device: torch.device
+    ) -> None:
         self.learning_rate = learning_rate
-        self.losses: dict[str, Tensor] = {}
+        # of all, in one order: a rank may hold no row of some objective
+        self.losses = {name: torch.zeros((), device=device) for name in objectives}
         self.weights: Weights = {}
         self.gram: Gram | None = None
         self.norm: Tensor | None = None
@@ -27,7 +32,7 @@ class StepRecord:
     def add(self, name: str, share: Tensor) -> None:
         """Add a micro-batch's share to the objective's loss."""
         assert self._sums is None, "the step's losses were read already"
-        self.losses[name] = self.losses[name] + share if name in self.losses else share
+        self.losses[name] = self.losses[name] + share
 
     def mean_losses(self) -> dict[str, float]:
         """Each objective's mean over the whole step, the same bits on every rank."""

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from .automatic import AutomaticLearningRate
 from .averaging import WeightAveraging
-from .data import Row, Rows, StepTotals, partition
+from .data import Row, Rows
 from .distributed import is_main, rank, sum_over_ranks, world_size
 from .engine import Engine, Loss, Shift
 from .errors import NonFiniteError
 from .finite import NonFinite
 from .method import Method
+from .micro_batches import micro_batches
+from .modules import drops_out
 from .noise import counter_seed, seed_draws
 from .objectives import check_parts, family, objectives_of
 from .optimizers import Optimizer
@@ -32,8 +34,9 @@ from .step_record import StepRecord
 from .step_warnings import unfitted, warnings_of
 from .vectors import Gram, Vector, gram
 
-Batches = Mapping[str, Sequence[Rows]]
-"""This rank's micro-batches of one step, by objective; equally many on every rank."""
+Batches = Sequence[Mapping[str, Rows]]
+"""This rank's micro-batches of one step, each the members of one pack by their objectives; equally
+many on every rank."""
 
 
 class UnlearningTrainer(Method):
@@ -73,6 +76,10 @@ class UnlearningTrainer(Method):
         self._nonfinite = NonFinite(sticky=config.on_nonfinite == "stop")
         self.steps_done = 0
         self.plan: Plan | None = None
+        reads = reference is not None and reference.reads_rows
+        self._together = type(self).reads_once(config) and not reads
+        # what rows begin with differs from row to row under dropout
+        self._shares = self._together and not drops_out(self.model.module)
         self._means: dict[str, Vector] = {}
         self._warned: set[type[UserWarning]] = set()
         self._last: StepRecord | None = None
@@ -90,16 +97,47 @@ class UnlearningTrainer(Method):
 
     # ---- one step --------------------------------------------------------------------------------
 
+    def micro_batches(
+        self,
+        rows: Mapping[str, Sequence[Row]],
+        step: int,
+        *,
+        share: tuple[int, int] | None = None,
+    ) -> list[dict[str, Rows]]:
+        """What this rank reads in step `step`, counted from 0, of that step's rows.
+
+        All objectives in one pass, and what rows begin with alike once, where the step takes one
+        gradient and its losses read nothing but scored positions. Whatever the weights are, it is
+        the same: it can be asked for ahead. `share`: the rank and of how many; default: this one.
+        """
+        fits = self.automatic is not None and self.automatic.due(step)  # reads retain rows alone
+        apart = self._separate(step) or fits or not self._together
+        which, of = (rank(), world_size()) if share is None else share
+        groups = [{name: rows[name]} for name in self.objectives]
+        if not apart:
+            groups = [{name: rows[name] for name in self.objectives}]
+        return [
+            batch
+            for group in groups
+            for batch in micro_batches(
+                group,
+                tokens=self.model.tokens_per_micro_batch,
+                rank=which,
+                world_size=of,
+                shares=self._shares and self.model.shares_beginnings(),
+                device=self.model.device,
+            )
+        ]
+
     def step(self, batches: Batches, *, learning_rate: float) -> None:
         """One update on one step's rows; `learning_rate` is the schedule's."""
         factor = 1.0 if self.automatic is None else self.automatic.factor
-        record = self._last = StepRecord(learning_rate * factor)
+        record = StepRecord(learning_rate * factor, self.objectives, self.model.device)
+        self._last = record
         means: dict[str, Vector] = {}
         products: Gram | None = None
-        if self._separate():
-            gradients = {
-                name: self._gradient(name, batches[name], record) for name in self.objectives
-            }
+        if self._separate(self.steps_done):
+            gradients = {name: self._gradient(name, batches, record) for name in self.objectives}
             means = self._running_means(gradients)
             gradients |= means
             products = record.gram = gram(gradients)
@@ -109,13 +147,7 @@ class UnlearningTrainer(Method):
             direction = _weighted_sum(gradients, weights)
         else:
             weights = self.weighting.weights(None)
-            direction = self.engine.gradient(
-                [
-                    loss
-                    for name in self.objectives
-                    for loss in self._losses(name, batches[name], record, weights[name])
-                ]
-            )
+            direction = self.engine.gradient(self._losses(batches, record, weights))
         record.weights = {name: weights[name] for name in self.objectives}
         if self._update(direction, batches, record):
             self._means |= means
@@ -126,18 +158,18 @@ class UnlearningTrainer(Method):
             assert self.plan is not None, "begin() tells how long the run is"
             self.averaging.observe(self.engine, done=self.steps_done, plan=self.plan)
 
-    def _separate(self) -> bool:
-        """Whether this step takes one gradient per objective rather than one in all."""
+    def _separate(self, step: int) -> bool:
+        """Whether step `step` takes one gradient per objective rather than one in all."""
         every = self.config.compare_every
-        done = self.steps_done + 1  # as the loop counts, so that steps that are logged are compared
+        done = step + 1  # as the loop counts, so that steps that are logged are compared
         compared = every > 0 and (done == 1 or done % every == 0) and len(self.objectives) > 1
         asked = self.weighting.needs_gram or self.weighting.losses_first
         return asked or self.perturbation is not None or compared
 
-    def _gradient(self, name: str, batches: Sequence[Rows], record: StepRecord) -> Vector:
+    def _gradient(self, name: str, batches: Batches, record: StepRecord) -> Vector:
         """One objective's gradient, at the parameters that the perturbation chooses."""
-        losses = self._losses(name, batches, record)
-        silent = self._losses(name, batches, None)
+        losses = self._losses(batches, record, {name: 1.0})
+        silent = self._losses(batches, None, {name: 1.0})
         calls = iter([losses])
 
         def gradient() -> Vector:  # the loss on record is of the first reading
@@ -172,32 +204,34 @@ class UnlearningTrainer(Method):
             record.shift = shift
             yield shift
 
-    def _losses(
-        self,
-        name: str,
-        batches: Sequence[Rows],
-        record: StepRecord | None,
-        weight: float | Tensor = 1.0,
-    ) -> list[Loss]:
-        """One thunk per micro-batch.
+    def _losses(self, batches: Batches, record: StepRecord | None, weights: Weights) -> list[Loss]:
+        """One thunk per micro-batch that holds any of the objectives with a weight.
 
         Dropout is a function of the seed, the step, the rank and the micro-batch: a second reading
         and a resumed run repeat it, another number of ranks draws other masks.
         """
-        objective = self._objective(name)
 
-        def loss_of(index: int, rows: Rows) -> Loss:
-            def loss() -> Tensor:
-                place = (self.steps_done, self.objectives.index(name), index, rank())
-                seed_draws(counter_seed(self.seed, *place), self.model.device)
-                value = objective(rows)
+        def loss_of(index: int, members: Mapping[str, Rows]) -> Loss:
+            def share() -> Tensor:
+                return torch.stack([weighted(name, rows) for name, rows in members.items()]).sum()
+
+            def weighted(name: str, rows: Rows) -> Tensor:
+                value = self._objective(name)(rows)
                 if record is not None:
                     record.add(name, value.detach())
-                return value * weight
+                return value * weights[name]
+
+            def loss() -> Tensor:
+                place = (self.steps_done, index, rank())
+                seed_draws(counter_seed(self.seed, *place), self.model.device)
+                if len(members) == 1:
+                    return share()
+                return self.model.together(list(members.values()), share)
 
             return loss
 
-        return [loss_of(index, rows) for index, rows in enumerate(batches)]
+        asked = [{n: rows for n, rows in batch.items() if n in weights} for batch in batches]
+        return [loss_of(index, members) for index, members in enumerate(asked) if members]
 
     def _objective(self, name: str) -> Callable[[Rows], Tensor]:
         return {"forget": self.forget_loss, "retain": self.retain_loss}[family(name)]
@@ -242,8 +276,9 @@ class UnlearningTrainer(Method):
     def _mean_retain_loss(self, batches: Batches) -> float:
         """The mean over the retain objectives of their losses here, dropout off."""
         names = [name for name in self.objectives if family(name) == "retain"]
+        read = [rows for batch in batches for name, rows in batch.items() if name in names]
         with self.model.evaluating():
-            shares = [self.retain_loss(rows).double() for name in names for rows in batches[name]]
+            shares = [self.retain_loss(rows).double() for rows in read]
         return float(sum_over_ranks(torch.stack(shares).sum())) / len(names)
 
     def _waits(self) -> bool:
@@ -346,16 +381,3 @@ def _weighted_sum(gradients: dict[str, Vector], weights: Weights) -> Vector:
     for name in rest:
         direction.add_(gradients.pop(name), weights[name])
     return direction
-
-
-def micro_batches(
-    step_rows: Mapping[str, Sequence[Row]], *, tokens: int, device: torch.device
-) -> dict[str, list[Rows]]:
-    """This rank's packed share of a step, by objective; every mean divides by the whole step."""
-    return {
-        name: [
-            Rows.pack(part, totals=StepTotals.of(rows), device=device)
-            for part in partition(rows, tokens=tokens, world_size=world_size())[rank()]
-        ]
-        for name, rows in step_rows.items()
-    }

@@ -17,7 +17,6 @@ import torch
 from omegaconf import DictConfig
 
 from framework import Benchmark, LanguageModel, Row, Rows, attention, build, distributed
-from framework.data import partition
 from framework.encoding import encode_pairs, encode_prompts
 from framework.errors import ConfigError, require
 from framework.evaluation.benchmark import spaced, texts_of
@@ -161,7 +160,7 @@ def _padded(model: LanguageModel, rows: Sequence[Row], size: int) -> list[np.nda
 def _packed(model: LanguageModel, rows: Sequence[Row]) -> list[np.ndarray]:
     found: dict[int, np.ndarray] = {}
     with model.evaluating():
-        for part in partition(rows, tokens=model.tokens_per_micro_batch, world_size=1)[0]:
+        for part in packs_of(rows, tokens=model.tokens_per_micro_batch, shares=False):
             batch = Rows.pack(part, device=model.device)
             scores = scores_of(model.of_logits(batch, numbers_of(batch)), batch)
             found.update(zip(map(int, batch.ids), (x.log_probs for x in scores), strict=True))

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from framework import LanguageModel, Row, Rows, distributed
-from framework.data import StepTotals, partition
+from framework.data import StepTotals
 from framework.loop import Loop, train
+from framework.micro_batches import partition
 from framework.sampler import ForgetRetainSampler
-from framework.shared import pack, packs_of
+from framework.shared import pack
 
 from .bench_result import Table
 from .bench_steps import Answer, about, times_of
@@ -120,8 +121,10 @@ def joint_packs(model: LanguageModel, rows: Batch) -> list[Joint]:
     everyone = [*rows["forget"], *rows["retain"]]
     tokens, ranks = model.tokens_per_micro_batch, distributed.world_size()
     found = []
-    for part in partition(everyone, tokens=tokens, world_size=ranks)[distributed.rank()]:
-        packed = _packed(model, part)
+    shares = model.shares_beginnings()
+    cut = partition({"all": everyone}, tokens=tokens, world_size=ranks, shares=shares)
+    for part in cut[distributed.rank()]:
+        packed = _packed(model, part["all"])
         signs = torch.tensor([count[name] for name in packed.ids], device=model.device)
         found.append(Joint(packed, signs))
     return found
@@ -131,8 +134,7 @@ def _packed(model: LanguageModel, rows: Sequence[Row]) -> Rows:
     """What they begin with alike is read once, where the model can."""
     if not model.shares_beginnings():
         return Rows.pack(rows, device=model.device)
-    (together,) = packs_of(rows, tokens=sum(map(len, rows)))
-    return pack(together, device=model.device)
+    return pack(rows, device=model.device)
 
 
 def joint_loss(model: LanguageModel, given: Joint) -> Tensor:

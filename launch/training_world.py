@@ -21,7 +21,6 @@ from framework.method import layer_of, read_of_reference, reference_needed
 from framework.optimizers import AdamW, Optimizer
 from framework.parts import Plan
 from framework.reference import CachedReference, FrozenReference, Reference
-from framework.trainer import micro_batches
 from framework.tuning import Tuning
 
 from .assembly import loading, selection
@@ -130,9 +129,9 @@ class Stepper:
 
     def step(self, rate: float = RATE) -> None:
         """Pack the rows, take the step."""
-        model = self.trainer.model
-        batches = micro_batches(self.rows, tokens=model.tokens_per_micro_batch, device=model.device)
-        self.trainer.step(batches, learning_rate=rate)
+        trainer = self.trainer
+        batches = trainer.micro_batches(self.rows, trainer.steps_done)
+        trainer.step(batches, learning_rate=rate)
 
     @property
     def tokens(self) -> int:

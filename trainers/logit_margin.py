@@ -26,6 +26,12 @@ class LogitMargin(UnlearningTrainer):
 
     config: Config
 
+    @classmethod
+    def reads_once(cls, config: UnlearningTrainer.Config) -> bool:
+        """See `Method.reads_once`: `mask_parity` reads other positions."""
+        shifted = isinstance(config, cls.Config) and config.mask_parity
+        return super().reads_once(config) and not shifted
+
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over tokens of (max_v z_v - mean_v z_v)^2."""
         read = replace(rows, scored=rows.scored + 1) if self.config.mask_parity else rows

@@ -40,6 +40,12 @@ class RMU(UnlearningTrainer):
 
     config: Config
 
+    @classmethod
+    def reads_once(cls, config: UnlearningTrainer.Config) -> bool:
+        """See `Method.reads_once`: it reads hidden states."""
+        del config
+        return False
+
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over rows of their tokens' mean of |h - c u|^2 / D, u of length 1 in [0, 1)^D."""
         states = self.states(rows)

@@ -16,7 +16,6 @@ import torch
 
 from framework import distributed
 from framework.data import Rows
-from framework.trainer import micro_batches
 from framework.zero import ZeroEngine
 from launch.collectives import Collective, collectives
 
@@ -74,7 +73,7 @@ def one_gradient(parts: int) -> Begun:
 
 
 def whole_step(method: str, weighting: str, perturbation: str) -> Begun:
-    """A trainer's step, one micro-batch for each gradient."""
+    """A trainer's step, one micro-batch."""
 
     def begun(engine: ZeroEngine) -> Step:
         plan = tiny.step_rows(1)
@@ -87,7 +86,8 @@ def whole_step(method: str, weighting: str, perturbation: str) -> Begun:
             perturbation=tiny.PERTURBATIONS[perturbation](),
             optimizer=tiny.optimizer("sgd", clip=1.0),
         )
-        batches = micro_batches(plan[0], tokens=1000, device=torch.device("cpu"))
+        engine.model.tokens_per_micro_batch = 1000
+        batches = trainer.micro_batches(plan[0], 0)
         return lambda: trainer.step(batches, learning_rate=0.01)
 
     return begun

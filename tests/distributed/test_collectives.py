@@ -53,7 +53,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Tallies:
 WORK = {
     "one micro-batch": (1, 1, 1),
     "three micro-batches": (1, 3, 1),
-    "grad_diff": (1, 2, 1),
+    "grad_diff": (1, 1, 1),
     "blur": (2, 2, 1),
     "npo sam": (3, 3, 3),
 }

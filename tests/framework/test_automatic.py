@@ -81,7 +81,7 @@ def test_the_line_is_that_of_the_step_and_the_next_step_has_the_new_rate():
     trainer = Quadratic(Quadratic.Config(), engine=engine, optimizer=optimizer)
     rates, weights = [], []
     for step in tiny.step_rows(3, n=1):
-        trainer.step({"retain": [tiny.packed(step["retain"])]}, learning_rate=0.01)
+        trainer.step([{"retain": tiny.packed(step["retain"])}], learning_rate=0.01)
         rates.append(trainer.metrics()["train/learning_rate"])
         weights.append(engine.master_weights()["weight"])
     assert rates == pytest.approx([0.01, 0.011, 0.011])

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from framework import Row, Rows
-from framework.data import StepTotals, idle, partition
+from framework.data import StepTotals, idle
 
 A = Row("a", (5, 6, 7, 8), (0.0, 0.0, 1.0, 1.0))
 B = Row("b", (9, 10, 11), (0.0, 1.0, 0.5))
@@ -168,88 +165,3 @@ def test_rows_with_and_without_preferred_answers_do_not_mix():
         Rows.pack([C, B])
     with pytest.raises(AssertionError, match="without preferred answers"):
         Rows.pack([A, B]).split(torch.zeros(2))
-
-
-# ---- partition -----------------------------------------------------------------------------------
-
-
-@given(n=st.integers(1, 12), tokens=st.integers(1, 200), world_size=st.integers(1, 5))
-def test_a_pair_is_never_parted_and_fills_its_micro_batch_as_two(n, tokens, world_size):
-    rows = tiny.pairs(n, name="together")
-    parts = partition(rows, tokens=tokens, world_size=world_size)
-    read = [row for rank in parts for part in rank for row in part]
-    assert all(row.preferred is not None for row in read)
-    assert sorted((r for r in read if r.weight > 0), key=rows.index) == rows
-    budget = max(tokens, *(len(row) + len(row.preferred) for row in rows))
-    for rank in parts:
-        assert all(len(Rows.pack(part).input_ids) <= budget for part in rank)
-
-
-lengths = st.lists(st.integers(2, 60), min_size=1, max_size=40)
-budgets = st.integers(1, 200)
-worlds = st.integers(1, 9)
-
-
-def rows_of(lengths: list[int]) -> list[Row]:
-    return [Row(f"r{i}", (7,) * n, (0.0,) + (1.0,) * (n - 1)) for i, n in enumerate(lengths)]
-
-
-@given(lengths=lengths, tokens=budgets, world_size=worlds)
-def test_every_row_travels_once(lengths, tokens, world_size):
-    rows = rows_of(lengths)
-    parts = partition(rows, tokens=tokens, world_size=world_size)
-    counted = [row for rank in parts for part in rank for row in part if row.weight > 0]
-    assert sorted(counted, key=rows.index) == rows
-
-
-@given(lengths=lengths, tokens=budgets, world_size=worlds)
-def test_every_rank_reads_equally_many_micro_batches_none_empty(lengths, tokens, world_size):
-    parts = partition(rows_of(lengths), tokens=tokens, world_size=world_size)
-    assert len(parts) == world_size
-    assert len({len(rank) for rank in parts}) == 1
-    assert all(part for rank in parts for part in rank)
-
-
-@given(lengths=lengths, tokens=budgets, world_size=worlds)
-def test_a_micro_batch_holds_its_budget_unless_it_is_one_long_row(lengths, tokens, world_size):
-    parts = partition(rows_of(lengths), tokens=tokens, world_size=world_size)
-    budget = max(tokens, *lengths)
-    sizes = [[len(row) for row in part] for rank in parts for part in rank]
-    assert all(sum(size) <= budget for size in sizes)
-
-
-@given(lengths=lengths, tokens=budgets, world_size=worlds)
-def test_an_idle_row_stands_alone_where_there_was_no_work(lengths, tokens, world_size):
-    parts = partition(rows_of(lengths), tokens=tokens, world_size=world_size)
-    for rank in parts:
-        for part in rank:
-            assert len(part) == 1 or all(row.weight > 0 for row in part)
-    idle_parts = sum(part[0].weight == 0 for rank in parts for part in rank)
-    assert idle_parts == 0 or idle_parts + len(lengths) >= len(parts) * len(parts[0])
-
-
-@given(lengths=lengths, tokens=budgets, world_size=worlds)
-def test_the_same_rows_are_cut_the_same(lengths, tokens, world_size):
-    cut = [partition(rows_of(lengths), tokens=tokens, world_size=world_size) for _ in range(2)]
-    assert cut[0] == cut[1]
-
-
-def test_the_tokens_are_spread_evenly():
-    # 8 rows, 40 tokens: two micro-batches of 10 tokens on each of two ranks
-    rows = rows_of([9, 8, 6, 5, 5, 4, 2, 1 + 1])
-    parts = partition(rows, tokens=12, world_size=2)
-    sizes = [[sum(len(row) for row in part) for part in rank] for rank in parts]
-    flat = [size for rank in sizes for size in rank]
-    assert max(flat) - min(flat) <= 2
-    assert len(sizes[0]) == len(sizes[1]) == 2
-
-
-def test_a_long_row_does_not_travel_with_others():
-    parts = partition(rows_of([50, 4, 4]), tokens=10, world_size=1)
-    assert [50] in [[len(row) for row in part] for part in parts[0]]
-
-
-def test_a_step_has_a_loss_on_every_rank_even_of_one_row():
-    (row,) = tiny.rows(1, name="one")
-    parts = partition([row], tokens=100, world_size=3)
-    assert [rank[0][0].weight > 0 for rank in parts] == [True, False, False]

@@ -14,7 +14,6 @@ from framework.reference import CachedReference
 from framework.selection import select
 from framework.step_warnings import VanishingWarning
 from framework.token_choice import Decoder
-from framework.trainer import micro_batches
 
 FORGET, RETAIN = tiny.rows(5, name="f"), tiny.rows(4, name="r")
 
@@ -160,7 +159,7 @@ def test_a_step_of_rows_without_any_token_changes_nothing_but_by_the_retain_rows
         perturbation=tiny.PERTURBATIONS["sam"](),
         optimizer=optimizer,
     )
-    (retain,) = micro_batches({"retain": RETAIN}, tokens=1000, device=torch.device("cpu"))["retain"]
+    retain = tiny.packed(RETAIN)
     gradient = engine.gradient([lambda: trainer.retain_loss(retain)])
     before = engine.master_weights()
     tiny.train(trainer, [{"forget": empty, "retain": RETAIN}], tokens=1000)
@@ -178,5 +177,5 @@ def test_the_reference_of_a_row_without_tokens_is_not_asked_for():
     chosen = [Row(FORGET[0].id, FORGET[0].input_ids, (0.0,) * len(FORGET[0])), *FORGET[1:]]
     reference = CachedReference.build(tiny.language_model(), {"log_probs": chosen})
     whole = CachedReference.build(tiny.language_model(), {"log_probs": FORGET})
-    (rest,) = micro_batches({"f": FORGET[1:]}, tokens=1000, device=torch.device("cpu"))["f"]
+    rest = tiny.packed(FORGET[1:])
     torch.testing.assert_close(reference.token_log_probs(rest), whole.token_log_probs(rest))

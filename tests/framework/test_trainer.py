@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -11,10 +11,18 @@ import torch
 
 from framework import ConfigError, FixedWeights, Gram, LocalEngine, Row, Rows, Weighting
 from framework.checkpoint import Checkpoints
+from framework.data import laid_out
+from framework.engine import Loss
 from framework.errors import NonFiniteError
 from framework.method import asked_of_reference, reference_needed
+from framework.micro_batches import micro_batches
+from framework.modules import drops_out
+from framework.objectives import family
 from framework.parts import Weights
-from framework.trainer import UnlearningTrainer, micro_batches
+from framework.trainer import UnlearningTrainer
+from framework.tuning import LoRA
+from framework.vectors import Vector
+from trainers.dpo import DPO
 from trainers.finetune import Finetune
 from trainers.grad_ascent import GradAscent, GradDiff
 from trainers.npo import NPO
@@ -140,13 +148,141 @@ def test_a_run_without_a_retain_loss_has_one_objective():
 
 def test_the_means_are_of_the_step_whatever_one_rank_reads():
     step = {"forget": tiny.rows(5, name="f"), "retain": tiny.rows(7, name="r")}
-    batches = micro_batches(step, tokens=30, device=torch.device("cpu"))
-    read = {name: sum(len(rows) for rows in part) for name, part in batches.items()}
-    assert read == {"forget": 5, "retain": 7}
-    assert len(batches["forget"]) > 1
-    for name, part in batches.items():
-        assert {b.totals.rows for b in part} == {len(step[name])}
-        assert {b.totals.weight for b in part} == {sum(row.weight for row in step[name])}
+    batches = micro_batches(
+        step, tokens=30, rank=0, world_size=1, shares=True, device=torch.device("cpu")
+    )
+    assert len(batches) > 1
+    for name, rows in step.items():
+        members = [batch[name] for batch in batches if name in batch]
+        assert sum(map(len, members)) == len(rows)
+        assert {member.totals.rows for member in members} == {len(rows)}
+        assert {member.totals.weight for member in members} == {sum(row.weight for row in rows)}
+
+
+# ---- one pass for all objectives -----------------------------------------------------------------
+
+
+def with_heads(step: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """The step's rows behind one head of 5 tokens that does not count, names and weights kept."""
+    head, nothing = (40, 41, 42, 43, 44), (0.0,) * 5
+
+    def behind(row: Row) -> Row:
+        preferred = None if row.preferred is None else behind(row.preferred)
+        return Row(row.id, head + row.input_ids, nothing + row.weights, preferred)
+
+    return {name: [behind(row) for row in rows] for name, rows in step.items()}
+
+
+TOGETHER: dict[str, tuple[type[UnlearningTrainer], tuple[str, ...]]] = {
+    "token means": (GradDiff, ()),
+    "a row mean": (NPO, ()),
+    "pairs": (DPO, ()),
+    "two retain sources": (NPO, ("a", "b")),
+}
+
+
+def joined(
+    kind: type[UnlearningTrainer], sources: Sequence[str] = (), **settings: Any
+) -> tuple[UnlearningTrainer, dict[str, list[Row]]]:
+    """A trainer and a step of it, whose rows begin alike."""
+    (step,) = map(with_heads, tiny.step_rows(1, n=6, prefers=kind.prefers))
+    optimizer = tiny.optimizer("sgd", clip=None)
+    run = tiny.assemble(
+        kind,
+        kind.Config(**{"compare_every": 0, "forget_weight": 0.7, "retain_weight": 3.0, **settings}),
+        tiny.local_engine(optimizer),
+        tiny.language_model(seed=1),
+        [step],
+        optimizer=optimizer,
+        sources=sources,
+    )
+    run.model.tokens_per_micro_batch = 1000
+    for i, name in enumerate(name for name in run.objectives if "/" in name):
+        step[name] = step["retain"][i::2]
+    return run, step
+
+
+def reading(run: UnlearningTrainer) -> list[int]:
+    """The tokens of each forward pass from now on."""
+    passes: list[int] = []
+    forward = run.model.forward
+
+    def listening(**given: Any) -> Any:
+        passes.append(given["input_ids"].numel())
+        return forward(**given)
+
+    run.model.forward = listening
+    return passes
+
+
+def plain_gradient(run: UnlearningTrainer, step: Mapping[str, Sequence[Row]]) -> Vector:
+    """The step's direction, one objective after another, nothing shared."""
+    losses = {"forget": run.forget_loss, "retain": run.retain_loss}
+    weights = run.weighting.weights(None)
+
+    def thunk(name: str) -> Loss:
+        return lambda: losses[family(name)](tiny.packed(step[name])) * weights[name]
+
+    return run.engine.gradient([thunk(name) for name in run.objectives])
+
+
+@pytest.mark.parametrize("tokens", [1000, 60])
+@pytest.mark.parametrize("case", TOGETHER)
+def test_what_is_read_together_has_the_losses_and_the_gradient_of_what_is_read_apart(case, tokens):
+    run, step = joined(*TOGETHER[case])
+    right = plain_gradient(run, step)
+    losses = {"forget": run.forget_loss, "retain": run.retain_loss}
+    expected = {name: losses[family(name)](tiny.packed(step[name])) for name in run.objectives}
+    before = weights_of(run)
+    tiny.train(run, [step], tokens=tokens)
+    after = weights_of(run)
+    moved = torch.cat([((before[n] - after[n]) / 0.1).flatten() for n in before])
+    whole = torch.cat([shard.flatten() for shard in right.shards])
+    assert float((moved - whole).norm() / whole.norm()) <= 1e-5
+    for name, loss in expected.items():
+        assert run.metrics()[f"train/{name}/loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_step_is_one_pass_over_what_its_rows_do_not_share():
+    for kind, behind in ((NPO, 12), (DPO, 18)):
+        run, step = joined(kind)
+        rows = [row for part in step.values() for row in laid_out(part)]
+        assert len(rows) == behind
+        distinct = {row.input_ids[:n] for row in rows for n in range(1, len(row) + 1)}
+        passes = reading(run)
+        tiny.train(run, [step], tokens=1000)
+        assert passes == [len(distinct)]
+        assert len(distinct) <= sum(map(len, rows)) - 6 * (len(rows) - 1)  # heads and first tokens
+
+
+def test_pairs_share_their_question():
+    run, _ = joined(DPO)
+    pairs = [
+        Row(
+            f"p{i}", (*q, 8, 9), (0.0,) * 5 + (1.0,) * 2, Row(f"q{i}", (*q, 7), (0.0,) * 5 + (1.0,))
+        )
+        for i, q in enumerate([(11, 12, 13, 14, 15), (21, 22, 23, 24, 25)])
+    ]
+    rows = {"forget": pairs, "retain": [Row("r", (31, 32, 33), (0.0, 1.0, 1.0))]}
+    (batch,) = run.micro_batches(rows, 0)
+    assert batch["forget"].input_ids.numel() == 2 * (5 + 2 + 1) + 3
+
+
+def test_objectives_are_read_apart_where_gradients_are_compared_or_the_rate_is_fitted():
+    run, step = joined(GradDiff, compare_every=3)
+    together = [["forget", "retain"]]
+    each = [["forget"], ["retain"]]
+    found = [list(map(list, run.micro_batches(step, at))) for at in range(6)]
+    assert found == [each, together, each, together, together, each]
+    optimizer = tiny.optimizer("sgd", clip=None, automatic_every=2)
+    fitted = GradDiff(GradDiff.Config(compare_every=0), engine=run.engine, optimizer=optimizer)
+    assert list(map(list, fitted.micro_batches(step, 0))) == each
+    assert list(map(list, fitted.micro_batches(step, 1))) == together
+
+
+def test_a_frozen_reference_reads_no_rows_of_other_objectives():
+    run, step = joined(NPO, reference="frozen")
+    assert list(map(list, run.micro_batches(step, 1))) == [["forget"], ["retain"]]
 
 
 # ---- NaN -----------------------------------------------------------------------------------------
@@ -249,6 +385,22 @@ def test_both_readings_of_sam_see_the_same_dropout():
         trainer.config.compare_every = 1
         tiny.train(trainer, PLAN[:2], tokens=30)
     assert equal(weights_of(plain), weights_of(still))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_rows_that_begin_alike_share_nothing_under_dropout(dropout):
+    engine = tiny.local_engine(tiny.optimizer("sgd", clip=None), attention_dropout=dropout)
+    run = made(GradDiff, engine=engine, compare_every=0)
+    run.model.tokens_per_micro_batch = 1000
+    (batch,) = run.micro_batches(with_heads(PLAN[0]), 1)
+    assert (batch["forget"].keys is None) == (dropout > 0)
+    assert batch["forget"].input_ids is batch["retain"].input_ids
+
+
+def test_adapters_that_drop_out_share_nothing_either():
+    tuning = LoRA(LoRA.Config(rank=4, alpha=8.0, dropout=0.1))
+    assert drops_out(tuning.apply(tiny.module()))
+    assert not drops_out(LoRA(LoRA.Config(rank=4, alpha=8.0)).apply(tiny.module()))
 
 
 def test_micro_batches_and_steps_do_not_share_their_dropout():

@@ -35,12 +35,13 @@ from compositions import (
 )
 from torch.nn.functional import one_hot
 
-from framework import ConfigError
+from framework import ConfigError, UnlearningTrainer
 from framework.checkpoint import Checkpoints
 from framework.config import choices
 from framework.data import Row, Rows, StepTotals
+from framework.trainer import Batches
 
-Batches = Mapping[str, Sequence[Rows]]
+Cut = Callable[[UnlearningTrainer, Mapping[str, Sequence[Row]]], Batches]
 
 in_full = pytest.mark.parametrize("composition", PRODUCT, ids="-".join)
 every_composition = pytest.mark.parametrize("composition", EACH, ids="-".join)
@@ -52,15 +53,14 @@ every_method_selected = pytest.mark.parametrize(
 def trained(
     composition: Composition,
     plan: Sequence[Mapping[str, Sequence[Row]]],
-    cut: Callable[[Sequence[Row]], list[Rows]],
+    cut: Cut,
     *overrides: str,
 ) -> Weights:
     """The weights after one step on each of the plan's, whose rows `cut` cuts up."""
     trainer = build(composition, plan, *overrides)
     before = trainer.engine.master_weights()
     for step in plan:
-        batches = {name: cut(step[name]) for name in trainer.objectives}
-        trainer.step(batches, learning_rate=trainer.optimizer.peak)
+        trainer.step(cut(trainer, step), learning_rate=trainer.optimizer.peak)
     trainer.finish()
     after = trainer.engine.master_weights()
     assert apart(before, after) > 1e-4, "the steps moved nothing"
@@ -78,15 +78,25 @@ def apart(a: Weights, b: Weights) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-def pieces(size: int) -> Callable[[Sequence[Row]], list[Rows]]:
-    """Micro-batches of `size` rows."""
+def pieces(size: int) -> Cut:
+    """Micro-batches of `size` rows of one objective."""
 
-    def cut(rows: Sequence[Row]) -> list[Rows]:
-        totals = StepTotals.of(rows)
+    def cut(trainer: UnlearningTrainer, step: Mapping[str, Sequence[Row]]) -> Batches:
         return [
-            Rows.pack(rows[start : start + size], totals=totals)
-            for start in range(0, len(rows), size)
+            {name: Rows.pack(step[name][start : start + size], totals=StepTotals.of(step[name]))}
+            for name in trainer.objectives
+            for start in range(0, len(step[name]), size)
         ]
+
+    return cut
+
+
+def as_run(tokens: int) -> Cut:
+    """Micro-batches of so many tokens, as a run has them."""
+
+    def cut(trainer: UnlearningTrainer, step: Mapping[str, Sequence[Row]]) -> Batches:
+        trainer.model.tokens_per_micro_batch = tokens
+        return trainer.micro_batches(step, trainer.steps_done)
 
     return cut
 
@@ -155,6 +165,13 @@ def test_its_losses_fall(composition):
 @every_composition
 def test_one_micro_batch_of_eight_rows_is_four_of_two(composition):
     assert apart(of_pieces(composition, 8), of_pieces(composition, 2)) <= 1e-6
+
+
+@every_composition
+@pytest.mark.parametrize("tokens", [1000, 60])
+def test_what_a_run_reads_at_once_gives_what_it_gives_apart(composition, tokens):
+    plan = plan_of(composition, 3, n=8)
+    assert apart(of_pieces(composition, 8), trained(composition, plan, as_run(tokens))) <= 1e-6
 
 
 @every_composition
@@ -247,8 +264,7 @@ def test_every_number_on_record_is_of_the_whole_step(composition):
     plan = plan_of(composition, 1, n=8)
     whole, cut = build(composition, plan), build(composition, plan)
     for trainer, size in ((whole, 8), (cut, 3)):
-        batches = {name: pieces(size)(plan[0][name]) for name in trainer.objectives}
-        trainer.step(batches, learning_rate=0.1)
+        trainer.step(pieces(size)(trainer, plan[0]), learning_rate=0.1)
     right, found = whole.metrics(), cut.metrics()
     assert right.keys() == found.keys()
     for name in right.keys() - {"train/peak_memory_gib"}:
@@ -282,8 +298,8 @@ def test_under_blur_the_forget_loss_falls_at_the_rate_gamma(method, gamma):
     changes = []
     for sign in (1, -1):
         trainer = build((method, "blur", "none"), plan, f"weighting.gamma={gamma}")
-        batches = {name: pieces(8)(plan[0][name]) for name in trainer.objectives}
-        (forget,) = batches["forget"]
+        batches = pieces(8)(trainer, plan[0])
+        forget = batches[0]["forget"]
         norm = float(trainer.engine.gradient([lambda t=trainer, b=forget: t.forget_loss(b)]).norm())
         eta = sign * 2e-3 / (1 + norm)  # steps of about the same length for every method
         trainer.step(batches, learning_rate=eta)
@@ -571,7 +587,8 @@ def test_packed_rows_give_the_losses_and_the_gradient_of_padded_rows(method, siz
     for objective, formula in WRITTEN_OUT[method].items():
         right = formula(plain, reference, step[objective])
         loss_of = {"forget": trainer.forget_loss, "retain": trainer.retain_loss}[objective]
-        batches = pieces(size)(step[objective])
+        cut = pieces(size)(trainer, step)
+        batches = [batch[objective] for batch in cut if objective in batch]
         found = sum(loss_of(batch).item() for batch in batches)
         assert found == pytest.approx(right.item(), rel=2e-6, abs=1e-7)
         gradient = trainer.engine.gradient([lambda b=b, f=loss_of: f(b) for b in batches])

@@ -79,5 +79,5 @@ def test_it_needs_neither_retain_rows_nor_a_reference():
     trainer = FLAT(config, engine=tiny.local_engine(optimizer), optimizer=optimizer)
     batch = tiny.packed(tiny.pairs(3, name="flat"))
     before = trainer.forget_loss(batch).item()
-    trainer.step({"forget": [batch]}, learning_rate=0.1)
+    trainer.step([{"forget": batch}], learning_rate=0.1)
     assert trainer.forget_loss(batch).item() < before

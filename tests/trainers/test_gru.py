@@ -64,7 +64,7 @@ def test_it_is_the_running_mean_that_decides():
     (step,) = tiny.step_rows(1, n=1)
     for b, rate in (((9.0, 4.0), 0.0), ((-3.0, 4.0), 1.0)):
         trainer.b = b
-        trainer.step({n: [tiny.packed(rows)] for n, rows in step.items()}, learning_rate=rate)
+        trainer.step([{n: tiny.packed(rows)} for n, rows in step.items()], learning_rate=rate)
     assert trainer.engine.master_weights()["weight"].tolist() == pytest.approx([3, 0])
     assert trainer.metrics()["train/retain/gradient_norm"] == pytest.approx(3)
     assert trainer.metrics()["train/cosine"] == pytest.approx(-0.6)

@@ -6,11 +6,10 @@ import pytest
 import torch
 from compositions import EACH, Composition, build, plan_of
 
-from framework.trainer import UnlearningTrainer, micro_batches
+from framework.trainer import UnlearningTrainer
 from launch.host_syncs import host_syncs
 
 STEPS = 3
-CPU = torch.device("cpu")
 
 
 def promised(trainer: UnlearningTrainer) -> int:
@@ -27,10 +26,9 @@ def promised(trainer: UnlearningTrainer) -> int:
 def test_a_step_that_is_not_logged_waits_for_nothing_but_what_steers_it(composition: Composition):
     plan = plan_of(composition, STEPS)
     trainer = build(composition, plan)
+    trainer.model.tokens_per_micro_batch = 1000
     for step in plan:
-        batches = micro_batches(
-            {name: step[name] for name in trainer.objectives}, tokens=1000, device=CPU
-        )
+        batches = trainer.micro_batches(step, trainer.steps_done)
         with host_syncs() as found:
             trainer.step(batches, learning_rate=0.01)
         assert found.total() == promised(trainer), found

@@ -65,7 +65,7 @@ def norms(seed: int, draws: int, steps: int = 4) -> list[float]:
     trainer, found = bowls(seed, smoothing(1.0, draws)), []
     for _ in range(steps):
         batch = tiny.packed(tiny.rows(1, name="f"))
-        trainer.step({"forget": [batch], "retain": [batch]}, learning_rate=0.0)
+        trainer.step([{"forget": batch}, {"retain": batch}], learning_rate=0.0)
         found.append(trainer.metrics()["train/forget/gradient_norm"])
     return found
 
@@ -112,7 +112,7 @@ def test_noise_that_bf16_rounds_away_is_warned_of_once():
     trainer = bowls(0, smoothing(1e-4, 1), precision="bf16")
     trainer.a = (0.0,) * 8
     batch = tiny.packed(tiny.rows(1, name="f"))
-    step = {"forget": [batch], "retain": [batch]}
+    step = [{"forget": batch}, {"retain": batch}]
     trainer.step(step, learning_rate=0.0)
     told = r"most of the perturbation was rounded away at step 1: realized norm 0, 0 of what"
     with pytest.warns(RoundingWarning, match=told):
