@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .data import Row, Rows, laid_out
@@ -42,6 +42,10 @@ Asked = Literal["log_probs", "logits", "states"]
 """What a loss reads of the model before unlearning at the scored positions."""
 FrozenHead = Callable[[Tensor], Tensor]
 """From what an output head is given [C, D] to fp32 logits [C, V]."""
+MORE_THAN_A_HEAD = (
+    "this model's logits are more than its output head's product, so the cached reference would "
+    "lack the rest; type trainer.reference=frozen to keep the whole model"
+)
 FORMAT = 1
 """Of what is stored: counted up with every change of what the numbers mean."""
 
@@ -245,8 +249,11 @@ def frozen_head(model: LanguageModel) -> FrozenHead:
     """
     head: Any = model.module.get_output_embeddings()
     head = getattr(head, "base_layer", head)  # adapters are no part of it
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(MORE_THAN_A_HEAD)
     parameters = list(head.parameters())
-    weight, bias = head.weight, head.bias
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
     if model.partitioned or any(p.requires_grad for p in parameters):
         with model.gathered(parameters):
             weight = weight.detach().clone()
@@ -262,8 +269,5 @@ def _given(head: Head, frozen: FrozenHead | None) -> Tensor:
         apart = (frozen(states) - head.table.float()).abs().max()
         rounding = max(1e-5, 4 * torch.finfo(states.dtype).eps)
         if not apart <= rounding * head.table.abs().max():
-            raise ConfigError(
-                "this model caps or scales its head's logits, which the cached reference would "
-                "lack; type trainer.reference=frozen to keep the whole model"
-            )
+            raise ConfigError(MORE_THAN_A_HEAD)
     return states

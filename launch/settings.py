@@ -115,7 +115,8 @@ class RunSettings:
     gold: str | None = None
     """The run or evaluation.json of a model that never saw the forget rows; likewise."""
     cache: str = "~/.cache/lethe"
-    """Where the target and gold models of tiny models are kept."""
+    """Where the target and gold models of tiny models are kept, and what runs of the same weights
+    and rows share of the model before unlearning (`reference/`)."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""

@@ -15,6 +15,7 @@ import torch
 from framework import CachedReference, ConfigError, FrozenReference, LanguageModel, Row, Rows
 from framework.errors import CheckpointError
 from framework.sampler import ForgetRetainSampler
+from framework.shared import pack
 from framework.token_table import write
 from trainers.npo import NPO
 from trainers.rmu import RMU
@@ -65,6 +66,15 @@ def test_the_cache_holds_what_the_frozen_model_says(tmp_path):
                 assert (mine - theirs).abs().max() <= 1e-5
                 assert not mine.requires_grad
                 assert not theirs.requires_grad
+
+
+def test_rows_that_are_read_with_what_others_begin_with_have_their_own_numbers():
+    forks = [replace(row, id=f"{row.id}'", input_ids=(*row.input_ids[:-1], 7)) for row in ROWS]
+    model, rows = tiny.language_model(), sorted([*ROWS, *forks], key=lambda row: row.input_ids)
+    kept, shared = cached(model, rows), pack(rows)
+    assert len(shared.input_ids) < sum(map(len, rows))
+    for mine, theirs in zip(whole(kept, shared), whole(kept, Rows.pack(rows)), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_in_bf16_states_are_kept_in_bf16_and_logits_come_in_fp32(tmp_path):

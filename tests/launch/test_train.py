@@ -113,6 +113,8 @@ def test_a_run_leaves_what_it_promises(whole: Path, shell, evaluation) -> None:
         "model",
         "reference",
     } == {path.name for path in whole.iterdir()}
+    (reference,) = (whole / "reference").iterdir()
+    assert reference.stat().st_nlink >= 2  # for other runs to share
     assert steps_in(whole) == [1, 2, 3, 4, 5, 6, 6]  # the last line holds the evaluation
     record = json.loads((whole / "run.json").read_text())
     assert (record["finished"], record["steps"], record["world_size"]) == (True, 6, 1)
