@@ -153,14 +153,13 @@ def _ways(world: World, update: Update, method: str, ours: Stepper) -> Iterator[
         )
         for name, habits in (("peers at best", BEST), ("peers as published", PUBLISHED))
     }
-    flops = flops_of(ours.step)
-    memory = memory_of(world, ours.step)
+    memory, flops = held_and_done(world, ours.step)
     own = _Measured(method, LETHE, ours.step, ours.tokens, flops, memory, memory, None)
     yield own
     for name, peer in theirs.items():
         error = difference(world, ours, peer)
         work = _stepped(world, ours, peer)
-        held = memory_of(world, work)
+        held, _ = held_and_done(world, work)
         yield replace(own, way=name, work=work, memory=held, error=error)
 
 
@@ -217,18 +216,17 @@ def difference(world: World, ours: Stepper, peer: PeerStyle) -> Errors:
     return Errors(loss=furthest / largest, gradient=(apart / max(whole, 1e-300)) ** 0.5)
 
 
-def memory_of(world: World, work: Callable[[], None]) -> int:
-    """The most bytes that a step holds beside weights, gradient and optimizer.
+def held_and_done(world: World, work: Callable[[], None]) -> tuple[int, int]:
+    """The most bytes that a step holds beside weights, gradient and optimizer, and its FLOPs.
 
-    The gradient is there before the step, as are, after the first, the optimizer's moments.
+    The gradient is there before the step, as the optimizer's moments are.
     """
-    work()
     if isinstance(world.engine, LocalEngine):
         for _, p in trainable_parameters(world.model.module):
             p.grad = torch.zeros_like(p)
     with peak_bytes(world.model.device) as peak:
-        work()
-    return peak.bytes
+        flops = flops_of(work)
+    return peak.bytes, flops
 
 
 def _tensors(group: dict[str, object]) -> list[Tensor]:

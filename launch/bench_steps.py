@@ -6,12 +6,12 @@ import statistics
 
 from framework import distributed
 
-from .bench_peers import MIB, memory_of
+from .bench_peers import MIB, held_and_done
 from .bench_result import Table
 from .flops import Multiplication, flops_of
 from .shapes import Lengths, rows_of
 from .timing import Timed, Way, cost, in_turns, ratios, with_spread
-from .training_world import METHODS, RATE, Stepper, World
+from .training_world import METHODS, RATE, World
 
 AIMS = {
     **dict.fromkeys(("npo", "simnpo", "pdu", "su"), 1.03),
@@ -37,23 +37,23 @@ def methods(world: World) -> Answer:
     for lengths in world.config.lengths:
         rows = world.batch(lengths)
         steppers = {method: world.stepper(method, rows) for method in named}
-        memory = {method: memory_of(world, x.step) for method, x in steppers.items()}
+        before = {method: held_and_done(world, x.step) for method, x in steppers.items()}
         product = Multiplication(world.model.device, world.model.module.dtype)
         ways = [Way("product", product), *(Way(name, x.step) for name, x in steppers.items())]
-        flops = _all_flops(steppers)
         timed = {x.name: x for x in in_turns(ways, world.config.rounds, description=lengths)}
         rate = product.flops / statistics.median(cost(timed["product"]))
         lines = []
         for method, stepper in steppers.items():
             seconds = statistics.median(cost(timed[method]))
             times = ratios(timed[method], timed["grad_diff"])
+            memory, flops = before[method]
             lines.append(
                 [
                     method,
                     f"{1e3 * seconds:.0f}",
                     f"{stepper.tokens / seconds:.0f}",
-                    "" if flops is None else f"{100 * flops[method] / seconds / rate:.0f} %",
-                    f"{memory[method] / MIB:.0f}",
+                    f"{100 * flops / seconds / rate:.0f} %",
+                    f"{memory / MIB:.0f}",
                     with_spread(times),
                     f"{AIMS[method]:.2f}" if method in AIMS else "",
                 ]
@@ -63,9 +63,9 @@ def methods(world: World) -> Answer:
                     "lengths": lengths,
                     "method": method,
                     "tokens": stepper.tokens,
-                    "useful_flops": None if flops is None else flops[method],
+                    "useful_flops": flops,
                     "device_flops_per_second": rate,
-                    "memory_bytes": memory[method],
+                    "memory_bytes": memory,
                     "times_grad_diff": statistics.median(times),
                     **times_of(timed[method]),
                 }
@@ -74,13 +74,6 @@ def methods(world: World) -> Answer:
         columns = ["method", "ms", "tokens/s", "MFU", "MiB", "times grad_diff", "aim"]
         tables.append(Table(title, columns, lines))
     return tables, numbers
-
-
-def _all_flops(steppers: dict[str, Stepper]) -> dict[str, int] | None:
-    """Of each step; not where ranks share it."""
-    if distributed.world_size() > 1:
-        return None
-    return {name: flops_of(stepper.step) for name, stepper in steppers.items()}
 
 
 # ---- growth --------------------------------------------------------------------------------------

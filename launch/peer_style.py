@@ -115,6 +115,9 @@ class Update:
         )
         self.limit = optimizer.config.max_gradient_norm
         self.torch = optimizer.build(optimizer.groups(trained(module, self.masters)))
+        for master in self.masters:
+            master.grad = torch.zeros_like(master)
+        self.step()  # it has its moments now; nothing has moved
 
     @torch.no_grad()
     def step(self) -> None:

@@ -164,6 +164,7 @@ def make_world(config: DictConfig, *, copied: bool) -> World:
     )
     model.check_packing()
     model.module.train()
+    engine.step(engine.noise(0).scale_(0.0), 0.0)  # the optimizer has its moments now
     return World(config, model, before, engine, optimizer)
 
 
