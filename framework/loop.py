@@ -16,7 +16,7 @@ from .stopping import Stopping
 from .terminal import Progress, say
 from .time_limit import TimeLimit
 from .tracking import Tracker
-from .trainer import UnlearningTrainer
+from .trainer import Batches, UnlearningTrainer
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,22 @@ def train(
     trainer.begin(Plan(loop.steps, sampler.steps_per_epoch))
     limit.begin(done=first, steps=loop.steps)
     model.module.train()
+    batches, size = _read_in(first, trainer, sampler)
     tokens, since = 0, time.perf_counter()
     with Progress(description, loop.steps, done=first) as bar:
         while trainer.steps_done < loop.steps and limit.room_for("step"):
-            step = trainer.steps_done
             asked = stopping.agreed() if stopping is not None else None
             if asked is not None:
                 left.at_a_signal()
                 return asked
-            rate = trainer.optimizer.learning_rate(step, loop.steps)
+            rate = trainer.optimizer.learning_rate(trainer.steps_done, loop.steps)
             # with what is logged: a GPU is waited for there, and the step was only begun before
             with limit.timed("step"):
-                rows = sampler[step]
-                trainer.step(trainer.micro_batches(rows, step), learning_rate=rate)
+                trainer.step(batches, learning_rate=rate)
                 done = trainer.steps_done
-                tokens += sum(row.tokens for chosen in rows.values() for row in chosen)
+                tokens += size
+                # while a GPU takes the step, and before what is logged waits for it
+                batches, size = _read_in(done, trainer, sampler)
                 shown: dict[str, float | str] = {}
                 if _due(done, loop.log_every, loop.steps):
                     metrics = trainer.metrics()
@@ -97,6 +98,15 @@ def train(
     trainer.finish()  # after the last checkpoint, which holds the weights to go on from
     model.module.eval()
     return None
+
+
+def _read_in(
+    step: int, trainer: UnlearningTrainer, sampler: ForgetRetainSampler
+) -> tuple[Batches, int]:
+    """What this rank reads in a step, and the tokens of all ranks' rows."""
+    rows = sampler[step]
+    size = sum(row.tokens for chosen in rows.values() for row in chosen)
+    return trainer.micro_batches(rows, step), size
 
 
 @dataclass

@@ -15,6 +15,7 @@ from framework.loop import Loop, train
 from framework.optimizers import AdamW
 from framework.sampler import ForgetRetainSampler
 from framework.trainer import UnlearningTrainer
+from trainers.grad_ascent import GradDiff
 
 FORGET, RETAIN = tiny.rows(5, name="f"), tiny.rows(9, name="r")
 
@@ -69,6 +70,28 @@ def test_it_takes_the_steps_it_is_told_and_logs_each(tmp_path: Path) -> None:
     assert [line["step"] for line in logged] == [1, 2, 3, 4]
     assert run.saved() == []
     assert run.evaluated == []
+
+
+def test_a_step_is_made_ready_before_what_is_logged_of_the_one_before_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    class Noting(GradDiff):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.noted: list[str] = []
+
+        def micro_batches(self, rows: Any, step: int, **settings: Any) -> Any:
+            self.noted.append(f"made {step}")
+            return super().micro_batches(rows, step, **settings)
+
+        def metrics(self) -> dict[str, float]:
+            self.noted.append(f"logged {self.steps_done}")
+            return super().metrics()
+
+    run = Run(tmp_path)
+    trainer = Noting(Noting.Config(), engine=run.engine, optimizer=run.optimizer)
+    train(run.engine, trainer, run.sampler, Loop(steps=2))
+    assert trainer.noted == ["made 0", "made 1", "logged 1", "made 2", "logged 2"]
 
 
 def test_a_line_holds_what_a_person_asks_about_a_step(tmp_path: Path) -> None:
