@@ -25,7 +25,11 @@ PerToken = Callable[[Tensor, slice], Tensor]
 """From logits [C, V] fp32 and the place of the chunk among the scored tokens, [C] or [C, ...]."""
 
 WHOLE = 2**24
-"""Logits, S x V, up to which all are there at once: then nothing is computed twice."""
+"""Logits, S x V, up to which all are there at once: computing them twice costs more than it saves.
+
+On a CPU, a step of a 1B's proportions was 2 % longer in chunks at 3 million logits (and held 2 %
+less); of the head alone, 1.32 times as long at 3 million, 1.07 to 1.13 from 8 to 17 million.
+"""
 CHUNK = 2**21
 """Logits that are there at once where there are more: of those from 2**18 to 2**23 the fastest."""
 
