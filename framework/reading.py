@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class Reader:
         assert all(rows.keys is pack.keys for rows in members), "rows of several packs"
 
         def served(head: Head) -> Tensor:
-            ends = torch.tensor(counts).cumsum(0).tolist()
+            ends = list(accumulate(counts))
             places = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
             parts = zip(members, places, strict=True)
             self._heads = {id(rows): head.at(place) for rows, place in parts}

@@ -16,7 +16,7 @@ from framework.errors import ConfigError
 
 from .entry import run_entry
 
-BENCHES = ("evaluation", "training")
+BENCHES = ("count", "evaluation", "training")
 """Each is a module `bench_<name>` with a `main` that takes the settings."""
 
 

@@ -55,6 +55,10 @@ class Shape:
         )
         return found
 
+    def cache_bytes(self) -> int:
+        """Keys and values of one token in all blocks, in bf16: what decoding keeps."""
+        return 2 * self.blocks * self.key_value_heads * (self.width // self.heads) * 2
+
     def module(self, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
         """With random weights, where torch makes tensors: also on `meta`, or fake."""
         torch.manual_seed(seed)

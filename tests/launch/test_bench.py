@@ -34,7 +34,7 @@ def test_every_way_of_an_evaluation_gives_the_same_and_says_so(shell, tmp_path: 
 
 
 def test_what_to_measure_must_be_said_and_known(shell) -> None:
-    assert "python -m launch.bench <evaluation" in shell.mistake("bench")
+    assert "python -m launch.bench <count|evaluation" in shell.mistake("bench")
     assert "what to measure?" in shell.mistake("bench", "speed", "rows=3")
     assert "rounds must be >= 1" in shell.mistake("bench", "evaluation", "rounds=0")
 
