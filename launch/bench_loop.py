@@ -7,7 +7,7 @@ step, packs them, watches for NaN, keeps what may be logged, and logs the last o
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,16 +39,15 @@ class Joint(NamedTuple):
     """[R] what a token of each row counts: for or against it, over its objective's tokens."""
 
 
-def loop(world: World) -> Answer:
+def loop(world: World) -> Iterator[Answer]:
     """Our loop and the bare one; under ZeRO, also one rank's share alone, without any other."""
     bare = _bare_ways(world)
-    tables, numbers = [], []
     for lengths in world.config.lengths:
         stepper = world.stepper("grad_diff", world.batch(lengths))
         ways = [Way(name, work(stepper.rows)) for name, work in bare.items()]
         ways.insert(1, Way("Lethe's loop", _ours(world, stepper)))
         timed = in_turns(ways, world.config.rounds, description=f"{lengths}, loop")
-        lines = []
+        lines, numbers = [], []
         for way in timed:
             times = ratios(way, timed[0])
             seconds = statistics.median(cost(way)) / STEPS
@@ -58,8 +57,7 @@ def loop(world: World) -> Answer:
             told = {"lengths": lengths, "way": way.name, "steps": STEPS}
             numbers.append({**told, "times": statistics.median(times), **times_of(way)})
         title = f"{lengths}: {about(world)}, the loop around gradient difference"
-        tables.append(Table(title, ["way", "ms a step", "wall ms", "times"], lines))
-    return tables, numbers
+        yield [Table(title, ["way", "ms a step", "wall ms", "times"], lines)], numbers
 
 
 def _bare_ways(world: World) -> dict[str, Callable[[Batch], Callable[[], None]]]:

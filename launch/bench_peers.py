@@ -90,20 +90,15 @@ class _Measured:
         }
 
 
-def peers(world: World) -> tuple[list[Table], list[dict[str, object]]]:
+def peers(world: World) -> Iterator[tuple[list[Table], list[dict[str, object]]]]:
     """Each method's step and the peers' two ways of it, on rows of each length."""
     named = [x for x in world.config.methods or HEADLINE if x in METHODS]
     if not named:
         raise ConfigError(f"there is a peers' way of {', '.join(METHODS)} only; name one of them")
     world.leave_reference()
     update = Update(world.model.module, world.optimizer)
-    tables: list[Table] = []
-    numbers: list[dict[str, object]] = []
     for lengths in world.config.lengths:
-        drawn, found = _beside_peers(world, update, lengths, named)
-        tables += drawn
-        numbers += found
-    return tables, numbers
+        yield _beside_peers(world, update, lengths, named)
 
 
 def _beside_peers(

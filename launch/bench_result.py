@@ -29,12 +29,24 @@ class Table(NamedTuple):
 def leave(
     name: str, config: DictConfig, tables: Sequence[Table], numbers: Mapping[str, Any]
 ) -> None:
-    """Show `tables`; write them and `numbers` to `<output>/<name>.md` and `.json`, on rank 0.
+    """Show `tables`, and keep them with `numbers`."""
+    show(tables)
+    say(keep(name, config, tables, numbers))
+
+
+def show(tables: Sequence[Table]) -> None:
+    """Print them."""
+    for each in tables:
+        table(each.title, each.columns, each.rows)
+
+
+def keep(name: str, config: DictConfig, tables: Sequence[Table], numbers: Mapping[str, Any]) -> str:
+    """Write them to `<output>/<name>.md` and `.json`, on rank 0; gives what to say of that.
 
     The folder is there: `make_folder` makes it before anything is measured for it.
     """
     if not distributed.is_main():
-        return
+        return ""
     folder = Path(config.output)
     command = " ".join(["python -m launch.bench", *sys.argv[1:]])
     machine = conditions(config, PACKAGES)
@@ -50,6 +62,4 @@ def leave(
     about = f"`{command}`\n\n{machine['hardware']}; {versions}; commit {machine['commit']}\n"
     texts = [f"{x.title}:\n\n{markdown_table(x.columns, x.rows, left=x.columns)}\n" for x in tables]
     (folder / f"{name}.md").write_text("\n".join([about, *texts]), encoding="utf-8")
-    for each in tables:
-        table(each.title, each.columns, each.rows)
-    say(f"{folder / name}.json: {machine['hardware']}, torch {torch.__version__}")
+    return f"{folder / name}.json: {machine['hardware']}, torch {torch.__version__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 
 from framework import distributed
 
@@ -25,15 +26,15 @@ COUNTS, LENGTHS = (1, 4, 16, 64), (256, 1024, 4096)
 """Rows of a step, and tokens of a step's one row, that growth is measured over."""
 
 Answer = tuple[list[Table], list[dict[str, object]]]
+"""To a part of a question: tables, and every number for the JSON."""
 
 
 # ---- methods -------------------------------------------------------------------------------------
 
 
-def methods(world: World) -> Answer:
+def methods(world: World) -> Iterator[Answer]:
     """Each method's step beside gradient difference's, on the same rows."""
     named = ["grad_diff", *(x for x in world.config.methods or METHODS if x != "grad_diff")]
-    tables, numbers = [], []
     for lengths in world.config.lengths:
         rows = world.batch(lengths)
         steppers = {method: world.stepper(method, rows) for method in named}
@@ -42,7 +43,7 @@ def methods(world: World) -> Answer:
         ways = [Way("product", product), *(Way(name, x.step) for name, x in steppers.items())]
         timed = {x.name: x for x in in_turns(ways, world.config.rounds, description=lengths)}
         rate = product.flops / statistics.median(cost(timed["product"]))
-        lines = []
+        lines, numbers = [], []
         for method, stepper in steppers.items():
             seconds = statistics.median(cost(timed[method]))
             times = ratios(timed[method], timed["grad_diff"])
@@ -72,14 +73,13 @@ def methods(world: World) -> Answer:
             )
         title = f"{lengths}: {about(world)}, beside gradient difference"
         columns = ["method", "ms", "tokens/s", "MFU", "MiB", "times grad_diff", "aim"]
-        tables.append(Table(title, columns, lines))
-    return tables, numbers
+        yield [Table(title, columns, lines)], numbers
 
 
 # ---- growth --------------------------------------------------------------------------------------
 
 
-def growth(world: World) -> Answer:
+def growth(world: World) -> Iterator[Answer]:
     """What a token costs in steps of more rows, and in longer rows: gradient ascent's step."""
     name = world.config.lengths[0]
     vocabulary = int(world.model.module.config.vocab_size)
@@ -122,7 +122,7 @@ def growth(world: World) -> Answer:
         )
     columns = ["rows", "tokens", "us a token", "beside 16 rows", "its FLOPs beside"]
     title = f"growth: {world.config.shape}, gradient ascent without its update"
-    return [Table(title, columns, lines)], numbers
+    yield [Table(title, columns, lines)], numbers
 
 
 def about(world: World) -> str:

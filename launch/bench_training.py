@@ -21,7 +21,7 @@ Times are CPU times on a CPU, where other work on the machine hardly changes the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,18 +30,19 @@ from omegaconf import DictConfig
 
 from framework import distributed
 from framework.errors import ConfigError, require
+from framework.terminal import say
 
 from . import peer_style
 from .bench_loop import loop
 from .bench_peers import peers
-from .bench_result import Table, leave
-from .bench_steps import growth, methods
+from .bench_result import Table, keep, show
+from .bench_steps import Answer, growth, methods
 from .outcome import make_folder
 from .settings import is_sharded, parse
 from .shapes import LENGTHS, SHAPES
 from .training_world import METHODS, World, make_world, method_config, needs_copy
 
-Question = Callable[[World], tuple[list[Table], list[dict[str, object]]]]
+Question = Callable[[World], Iterator[Answer]]
 QUESTIONS: Mapping[str, Question] = {
     "peers": peers,
     "methods": methods,
@@ -100,12 +101,15 @@ def main(arguments: list[str]) -> None:
     copied = "peers" in asked or ("methods" in asked and any(map(needs_copy, named)))
     world = make_world(config, copied=copied)
     tables: list[Table] = []
-    found: dict[str, object] = {"parameters": world.parameters}
+    found: dict[str, list[dict[str, object]]] = {question: [] for question in asked}
+    told = ""
     for question in asked:
-        drawn, numbers = QUESTIONS[question](world)
-        tables += drawn
-        found[question] = numbers
-    leave("training", config, tables, found)
+        for drawn, numbers in QUESTIONS[question](world):
+            show(drawn)
+            tables += drawn
+            found[question] += numbers  # kept at once: an hour's run may be cut off
+            told = keep("training", config, tables, {"parameters": world.parameters, **found})
+    say(told)
     world.engine.close()
 
 
