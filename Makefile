@@ -30,7 +30,8 @@ slurm-test: .venv/.installed
 
 bench: .venv/.installed
 	$(RUN) launch.bench evaluation rounds=2
-	$(RUN) launch.bench training rounds=3
+	$(RUN) launch.bench count
+	$(RUN) launch.bench training rounds=2
 
 lint: .venv/.installed
 	$(RUN) ruff check
