@@ -207,11 +207,10 @@ class LocalEngine(Engine):
             loss().backward()
             if not self._has_masters and k < len(losses) - 1:
                 continue  # fp32 gradients add up where they are
-            share = [_taken(p) for p in self._parameters]
             if total is None:
-                total = share
+                total = [_taken(p) for p in self._parameters]
             else:
-                torch._foreach_add_(total, share)
+                _add_taken(total, self._parameters)
         assert total is not None
         return Vector(total, replicated=True)
 
@@ -320,3 +319,11 @@ def _taken(parameter: Tensor) -> Tensor:
     if gradient is None:
         return torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
     return gradient.reshape(-1).float()
+
+
+def _add_taken(total: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Add the parameters' gradients to fp32 `total`, without an fp32 copy; they start clean."""
+    for held, parameter in zip(total, parameters, strict=True):
+        if parameter.grad is not None:
+            held.add_(parameter.grad.view(-1))
+            parameter.grad = None

@@ -110,7 +110,7 @@ class ModelSource:
                 f"that the model knows; type model.max_length={positions}"
             )
         if self.config.gradient_checkpointing:
-            module.activation_checkpointing_enable({"use_reentrant": False})
+            recompute(module)
         return LanguageModel(
             module,
             tokenizer,
@@ -119,6 +119,11 @@ class ModelSource:
             tokens_per_micro_batch=self.config.tokens_per_micro_batch,
             generation_memory=self.config.generation_memory,
         )
+
+
+def recompute(module: transformers.PreTrainedModel) -> None:
+    """Have the decoder blocks, not the head, computed again in the backward pass, same dropout."""
+    module.activation_checkpointing_enable({"use_reentrant": False})
 
 
 class Pretrained(ModelSource):

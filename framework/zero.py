@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -130,6 +131,9 @@ class ZeroEngine(Engine):
         built = optimizer.build(optimizer.groups(parameters))
         with _one_optimizer_of_stage_1(), redirect_stdout(io.StringIO()):  # it prints its memory
             settings = deepspeed_config(config, precision)
+            # it makes the whole bucket, twice where it overlaps, however little is trained
+            whole = sum(math.prod(p.shape) for p in parameters)
+            settings["zero_optimization"]["reduce_bucket_size"] = min(config.bucket, whole)
             self.deepspeed = deepspeed.initialize(
                 model=model.module, optimizer=built, config=settings
             )[0]

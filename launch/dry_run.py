@@ -3,68 +3,86 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from framework import Benchmark, build, distributed
 from framework.config import part_of
-from framework.engine import trained
-from framework.memory import GIB, model_state_bytes
+from framework.decoding import bytes_per_token
+from framework.memory import GIB, device_memory
 from framework.method import reference_needed
-from framework.objectives import objectives_of
 from framework.terminal import table
 from framework.tuning import parameter_counts
 
-from .assembly import retain_sources
 from .rows import pairs_of, training_texts
 from .settings import steps_of
+
+if TYPE_CHECKING:
+    from .ledger import Ledger
 
 
 def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     """Print the resolved config, parameter count, memory per rank, and steps."""
+    from .fit import memory_of  # what tensors without memory take is seconds to import
+
     method, settings = part_of(config.trainer)
     module = build(config.tuning).apply(build(config.model).skeleton())
     parameters, trainable = parameter_counts(module)
     name, rows_learned = learned_rows(config, benchmark)
     per_epoch = steps_per_epoch(config, benchmark)
-    weighting = build(config.weighting)
-    sources = list(retain_sources(config, benchmark))
-    objectives = objectives_of(method.objectives, settings.retain_loss, sources)
-    asked = weighting is not None and (weighting.needs_gram or weighting.losses_first)
-    apart = asked or config.perturbation["class"] is not None
-    needed = reference_needed(method, settings)
-    ranks = distributed.intended_world_size()
-    states = model_state_bytes(
-        parameters,
-        trainable,
-        stage=config.zero.get("stage", "none"),
-        ranks=ranks,
-        offload=config.zero.get("offload", "none") == "cpu",
-        bf16=config.precision == "bf16",
-        vectors=(len(objectives) - 1 if apart or settings.compare_every else 0)
-        + (0 if weighting is None else len(weighting.running_means))
-        + int(config.averaging["class"] is not None)
-        + max(
-            3 if config.perturbation["class"] is not None else 0,
-            2 if config.optimizer.get("automatic_every") else 0,
-        ),
-        frozen_copies=int(needed == "frozen" and config.tuning.name != "lora"),
-        optimizer=build(config.optimizer).state_bytes(trained(module)),
-    )
     rows: list[list[str | float | None]] = [
         ["parameters", f"{parameters:,}"],
         ["of them trained", f"{trainable:,}"],
         [f"rows to learn from ({name})", f"{rows_learned:,}"],
         ["steps per epoch", str(per_epoch)],
         ["steps", str(steps_of(config, per_epoch))],
-        ["reference", needed or "none"],
-        ["ranks", str(ranks)],
-        ["device memory per rank, model states", f"{states['device'] / GIB:.2f} GiB"],
-        ["host memory per rank, model states", f"{states['host'] / GIB:.2f} GiB"],
+        ["reference", reference_needed(method, settings) or "none"],
+        ["ranks", str(distributed.intended_world_size())],
         ["run folder", str(Path(config.output))],
     ]
     print(OmegaConf.to_yaml(config).rstrip())
-    table("dry run (activations and logits come on top)", ["what", "value"], rows)
+    table("dry run", ["what", "value"], rows)
+    ledger = memory_of(config, benchmark)
+    table("device memory per rank", ["what", "GiB"], memory_rows(ledger))
+    kept = float(config.model.generation_memory)
+    print(
+        f"beside these: while it is measured, keys and values of answers take up to {kept:g} GiB "
+        f"({bytes_per_token(module):,} bytes a token), and nothing of the backward pass is there"
+    )
+    print(verdict(ledger, device_memory()))
+
+
+def memory_rows(ledger: Ledger) -> list[list[str | float | None]]:
+    """What is held when most is held, and the most that is held in each phase, in GiB."""
+    from .ledger import ON_HOST, on_device
+
+    highest = max(ledger.peaks, key=lambda name: on_device(ledger.peaks[name]))
+    held = ledger.peaks[highest]
+    parts = sorted(held.items(), key=lambda item: -item[1])
+    told: list[tuple[str, int]] = [
+        *((name, size) for name, size in parts if name != ON_HOST and size >= 1 << 20),
+        (f"peak, in the {highest}", on_device(held)),
+        *((f"most in the {name}", on_device(at)) for name, at in ledger.peaks.items()),
+        ("most on the host", max(at[ON_HOST] for at in ledger.peaks.values())),
+    ]
+    return [[name, f"{size / GIB:.2f}"] for name, size in told]
+
+
+def verdict(ledger: Ledger, there: int | None) -> str:
+    """One line: whether it fits a device of `there` bytes, and what to change if not."""
+    from .ledger import on_device
+
+    needed = max(map(on_device, ledger.peaks.values()))
+    if there is None:
+        return f"needs {needed / GIB:.1f} GiB per rank; there is no GPU here to compare with"
+    sizes = f"{needed / GIB:.1f} of {there / GIB:.1f} GiB"
+    if needed <= there:
+        return f"fits: {sizes}"
+    return (
+        f"does not fit: {sizes}; lower model.tokens_per_micro_batch, set "
+        "model.gradient_checkpointing=true, zero=2 or 3 on more GPUs, zero=3_offload or tuning=lora"
+    )
 
 
 def learned_rows(config: DictConfig, benchmark: Benchmark) -> tuple[str, int]:

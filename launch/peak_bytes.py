@@ -39,25 +39,29 @@ def peak_bytes(device: torch.device) -> Iterator[Peak]:
         finally:
             peak.bytes = torch.cuda.max_memory_allocated(device) - before
     else:
-        with _Storages(peak):
+        with _Storages(peak, device):
             yield peak
 
 
 class _Storages(TorchDispatchMode):
-    """Adds up the storages of what operations return that did not come with their arguments."""
+    """Adds up the storages of what operations return that did not come with their arguments.
 
-    def __init__(self, peak: Peak) -> None:
+    Of tensors on one kind of device: a library may keep shapes as tensors on `meta`.
+    """
+
+    def __init__(self, peak: Peak, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._peak = peak
+        self._device = device.type
         self._held: dict[int, int] = {}
         self._bytes = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        given = {place for place, _ in _storages((args, kwargs))}
+        given = {place for place, _ in storages_of((args, kwargs), self._device)}
         result = func(*args, **(kwargs or {}))
-        for place, storage in _storages(result):
+        for place, storage in storages_of(result, self._device):
             if place in given or place in self._held:
                 continue
             self._held[place] = storage.nbytes()
@@ -70,8 +74,12 @@ class _Storages(TorchDispatchMode):
         self._bytes -= self._held.pop(place)
 
 
-def _storages(tree: Any) -> list[tuple[int, torch.UntypedStorage]]:
-    """The memory below a nested structure of tensors, each with what names it while it lives."""
+def storages_of(tree: Any, device: str) -> list[tuple[int, torch.UntypedStorage]]:
+    """The memory below the tensors of a nested structure, each with what names it while it lives.
+
+    Of those on that kind of device.
+    """
     tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-    storages = [t.untyped_storage() for t in tensors if t.layout == torch.strided]
+    strided = [t for t in tensors if t.layout == torch.strided and t.device.type == device]
+    storages = [t.untyped_storage() for t in strided]
     return [(storage._cdata, storage) for storage in storages]  # noqa: SLF001 - its only name

@@ -43,6 +43,8 @@ ONLY = {
         "framework/reading.py",
         "framework/tuning.py",
         "framework/zero.py",
+        "launch/fit.py",
+        "launch/rehearsal.py",
         "launch/shapes.py",
     ],
 }
