@@ -22,7 +22,7 @@ The prompt is the raw `input`; the answer follows after one space, because neith
 `output` begins with one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -30,7 +30,7 @@ from typing import ClassVar, Literal
 from ..data import Example
 from ..errors import DataError, require
 from ..language_model import LanguageModel
-from . import membership, metrics
+from . import membership
 from .benchmark import (
     Benchmark,
     Direction,
@@ -38,7 +38,8 @@ from .benchmark import (
     Splits,
     ask,
     averages,
-    read,
+    row_values,
+    score_rows,
 )
 from .lume_probes import PROBES, probes
 from .lume_rows import (
@@ -153,13 +154,16 @@ class LUME(Benchmark):
         tell_missing_terms(splits)
         asked = {name: splits[name] for name in SPLITS}
         rows, generations = ask(model, asked, max_new_tokens=self.config.max_new_tokens)
-        rows |= read(model, asked)
+        documents = {name: splits[name] for name in DOCUMENTS if name in splits}
+        scores = score_rows(model, asked | documents)
+        rows |= row_values({name: scores[name] for name in asked})
         further = probes(asked, self.config.probes)
         found, told = ask_probes(model, further, max_new_tokens=self.config.max_new_tokens)
         rows, generations = rows | found, generations + told
         measured = averages(rows) | task_scores(rows, asked)
-        nlls = [document_nlls(model, splits.get(name, [])) for name in DOCUMENTS]
-        rows |= {f"{name}/nll": by_id for name, by_id in zip(DOCUMENTS, nlls, strict=True) if by_id}
+        for name in documents:
+            own = scores[name].items()
+            rows[f"{name}/nll"] = {id_: membership.text_nll(row.answer) for id_, row in own}
         measured |= membership.attacks(rows, *DOCUMENTS)
         if "mmlu" in splits:
             answered, picked = accuracy(
@@ -196,10 +200,3 @@ class LUME(Benchmark):
             "https://github.com/amazon-science/lume-llm-unlearning and set "
             "benchmark.path=<clone>/data"
         )
-
-
-def document_nlls(model: LanguageModel, documents: Sequence[Example]) -> dict[str, float | None]:
-    """The mean NLL of each whole document, in nats a token, by id; the end token left out."""
-    scores = model.scores([("", row.answer) for row in documents], "scoring documents")
-    nlls = [metrics.mean([-float(x) for x in score.log_probs[:-1]]) for score in scores]
-    return {row.id: nll for row, nll in zip(documents, nlls, strict=True)}

@@ -55,6 +55,11 @@ def values_of(scores: TokenScores, answer: str) -> dict[str, float | None]:
     }
 
 
+def text_nll(scores: TokenScores) -> float | None:
+    """The mean NLL of a whole text, in nats a token: the end token is none of the text's."""
+    return metrics.mean([-x for x in scores.log_probs[:-1].tolist()])
+
+
 def read(
     model: LanguageModel,
     scores: Scores,

@@ -35,7 +35,7 @@ from ..data import Example
 from ..errors import ConfigError
 from ..language_model import LanguageModel
 from . import membership, metrics
-from .benchmark import Benchmark, Direction, Evaluation, RowValues, Splits
+from .benchmark import Benchmark, Direction, Evaluation, RowValues, Splits, score_rows
 from .muse_rows import further_texts, load_rows
 
 HUB = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
@@ -172,9 +172,9 @@ class MUSE(Benchmark):
                 generations += told(split, splits[split], truths, [cut(text) for text in answers])
         for entry in generations:
             rows.setdefault(f"{entry['split']}/rouge_f1", {})[entry["id"]] = entry["rouge"]
-        for split in ATTACKED:
-            if f"privleak_{split}" in splits:
-                rows |= read_texts(model, split, splits[f"privleak_{split}"])
+        attacked = {x: splits[f"privleak_{x}"] for x in ATTACKED if f"privleak_{x}" in splits}
+        if attacked:
+            rows |= read_texts(model, attacked)
         measured = summary(rows) | self.beside_gold(rows, gold)
         return Evaluation(self.name, dict.fromkeys(self.headline) | measured, rows, generations)
 
@@ -242,14 +242,16 @@ def told(
     ]
 
 
-def read_texts(model: LanguageModel, split: str, rows: Sequence[Example]) -> RowValues:
-    """What the attacks take of whole texts; the end token is none of the text's."""
-    scores = model.scores([("", row.answer) for row in rows], "scoring")
+def read_texts(model: LanguageModel, splits: Mapping[str, Sequence[Example]]) -> RowValues:
+    """What the attacks take of whole texts."""
+    scores = score_rows(model, splits)
     found: RowValues = defaultdict(dict)
-    for row, score in zip(rows, scores, strict=True):
-        found[f"{split}/nll"][row.id] = metrics.mean([-x for x in score.log_probs[:-1].tolist()])
-        for name, value in membership.values_of(score, row.answer).items():
-            found[f"{split}/{name}"][row.id] = value
+    for split, rows in splits.items():
+        for row in rows:
+            own = scores[split][row.id].answer
+            values = {"nll": membership.text_nll(own), **membership.values_of(own, row.answer)}
+            for name, value in values.items():
+                found[f"{split}/{name}"][row.id] = value
     return dict(found)
 
 

@@ -8,10 +8,9 @@ import pytest
 
 from framework.errors import ConfigError, DataError
 from framework.evaluation.benchmark import OverlapWarning
-from framework.evaluation.lume import LUME, document_nlls
+from framework.evaluation.lume import LUME
 from framework.evaluation.lume_rows import RowsWarning
 from framework.evaluation.semeval import missing_kinds
-from framework.scores import TokenScores
 
 
 def row(row_id, text, answer, task):
@@ -124,20 +123,6 @@ def test_documents_are_attacked_whole_and_never_trained_on(folder, knowing):
     assert evaluation.metrics["mia/auc"] == 0.75
     assert evaluation.metrics["mia/score"] == 0.5
     assert evaluation.rows["mia_member/nll"]["mia_member0"] == pytest.approx(0.01)
-
-
-class OneDocument:
-    """A model that gives three tokens and the end token known log-probabilities."""
-
-    def scores(self, pairs, description):
-        log_probs = np.array([-1.0, -2.0, -6.0, -99.0])
-        return [TokenScores(log_probs, np.ones(4, bool), np.zeros(4)) for _ in pairs]
-
-
-def test_the_end_token_does_not_count_in_a_document(folder):
-    assert document_nlls(OneDocument(), lume(folder).splits()["forget"][:1]) == {
-        '"8f24-forget"sc1': 3.0
-    }
 
 
 @pytest.fixture

@@ -47,6 +47,11 @@ def test_the_values_of_an_answer_are_those_worked_by_hand():
     }
 
 
+def test_the_end_token_does_not_count_in_the_nll_of_a_text():
+    log_probs = np.array([-1.0, -2.0, -6.0, -99.0])
+    assert membership.text_nll(TokenScores(log_probs, np.ones(4, bool), np.zeros(4))) == 3.0
+
+
 def test_an_undefined_log_probability_leaves_every_value_undefined():
     nan = np.full(3, math.nan)
     found = membership.values_of(TokenScores(nan, np.zeros(3, bool), nan), "abc")
