@@ -26,7 +26,8 @@ HEADLINE = ("npo", "npo_kl")
 """What is set beside peers unless methods are named."""
 LIMITS = {"fp32": 1e-4, "bf16": 5e-2}
 """The largest relative error with which two steps count as the same."""
-LETHE = "Lethe"
+LETHE, IN_TWO = "Lethe", "Lethe, in two"
+"""Ours, and ours in twice as many micro-batches: what less memory costs."""
 MIB = 2**20
 
 
@@ -60,10 +61,8 @@ class _Measured:
     """That our step does: what is useful of it, whoever takes it."""
     memory: int
     """Bytes at most, beside weights, gradient and optimizer."""
-    own_memory: int
-    """Of ours."""
     error: Errors | None
-    """Of ours beside this one."""
+    """Of ours beside this one; of ours in two beside the peers' at best."""
 
     def beside(self, times: Sequence[float], limit: float) -> list[str]:
         """How many times our cost it is, and whether that counts: how far apart the steps are."""
@@ -115,6 +114,7 @@ def _beside_peers(
     timed = {x.name: x for x in in_turns(ways, world.config.rounds, description=lengths)}
     rate = product.flops / statistics.median(cost(timed["product"]))
     lines, held, numbers = [], [], []
+    memory = {(x.method, x.way): x.memory for x in measured}
     for each in measured:
         way, ours = timed[f"{each.method}/{each.way}"], timed[f"{each.method}/{LETHE}"]
         seconds = statistics.median(cost(way))
@@ -123,15 +123,17 @@ def _beside_peers(
         own = [f"{1e3 * seconds:.0f}", f"{each.tokens / seconds:.0f}"]
         own.append(f"{100 * each.flops / seconds / rate:.0f} %")
         lines.append([name, *own, *each.beside(times, LIMITS[world.config.precision])])
-        share = each.own_memory / max(1, each.memory)
-        held.append([name, f"{each.memory / MIB:.0f}", f"{share:.2f}" if each.error else ""])
+        shares = [memory[each.method, own] / max(1, each.memory) for own in (LETHE, IN_TWO)]
+        peers = each.way not in (LETHE, IN_TWO)
+        told = [f"{share:.2f}" if peers else "" for share in shares]
+        held.append([name, f"{each.memory / MIB:.0f}", *told])
         numbers.append(each.numbers(way, times, rate) | {"lengths": lengths})
     count = len(rows["forget"])
     title = f"{lengths}: {count} + {count} rows a step, {world.config.shape}"
     columns = ["way", "ms", "tokens/s", "MFU", "times ours", "error"]
     return [
         Table(f"{title}, time", columns, lines),
-        Table(f"{title}, memory", ["way", "MiB", "ours, of it"], held),
+        Table(f"{title}, memory", ["way", "MiB", "ours, of it", "in two, of it"], held),
     ], numbers
 
 
@@ -149,8 +151,12 @@ def _ways(world: World, update: Update, method: str, ours: Stepper) -> Iterator[
         for name, habits in (("peers at best", BEST), ("peers as published", PUBLISHED))
     }
     memory, flops = held_and_done(world, ours.step)
-    own = _Measured(method, LETHE, ours.step, ours.tokens, flops, memory, memory, None)
+    own = _Measured(method, LETHE, ours.step, ours.tokens, flops, memory, None)
     yield own
+    half = ours.in_two()
+    memory, _ = held_and_done(world, half.step)
+    error = difference(world, half, theirs["peers at best"])
+    yield replace(own, way=IN_TWO, work=half.step, memory=memory, error=error)
     for name, peer in theirs.items():
         error = difference(world, ours, peer)
         work = _stepped(world, ours, peer)

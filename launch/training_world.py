@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from omegaconf import DictConfig
 
-from framework import LanguageModel, Row, UnlearningTrainer, build, distributed
+from framework import LanguageModel, Row, Rows, UnlearningTrainer, build, distributed
 from framework.config import choices, compose, part_of, plain
 from framework.engine import Engine
 from framework.errors import ConfigError
@@ -126,12 +126,34 @@ class Stepper:
 
     trainer: UnlearningTrainer
     rows: Batch
+    budget: int | None = None
+    """Tokens of a micro-batch, where not the model's own."""
 
     def step(self, rate: float = RATE) -> None:
         """Pack the rows, take the step."""
-        trainer = self.trainer
-        batches = trainer.micro_batches(self.rows, trainer.steps_done)
-        trainer.step(batches, learning_rate=rate)
+        self.trainer.step(self.batches(), learning_rate=rate)
+
+    def batches(self) -> list[dict[str, Rows]]:
+        """The rows, packed."""
+        trainer, model = self.trainer, self.trainer.model
+        whole = model.tokens_per_micro_batch
+        model.tokens_per_micro_batch = whole if self.budget is None else self.budget
+        try:
+            return trainer.micro_batches(self.rows, trainer.steps_done)
+        finally:
+            model.tokens_per_micro_batch = whole
+
+    def in_two(self) -> Stepper:
+        """The same step with the smallest budget that cuts no micro-batch into more than two.
+
+        To a twentieth, and where rows are not too long for it.
+        """
+        found = self.batches()
+        longest = max(len(rows.input_ids) for batch in found for rows in batch.values())
+        budget = longest // 2
+        while len(replace(self, budget=budget).batches()) > 2 * len(found):
+            budget += max(1, budget // 20)
+        return replace(self, budget=budget)
 
     @property
     def tokens(self) -> int:

@@ -90,6 +90,16 @@ def test_both_updates_go_the_same_way() -> None:
     assert float(apart) < 0.01  # of a rounding of weights of 0.02 to a step of 1e-6
 
 
+@pytest.mark.parametrize(("method", "packs"), [("npo", 1), ("blur", 2)])
+def test_in_two_cuts_each_micro_batch_once_and_holds_less(world, method, packs) -> None:
+    ours = world.stepper(method, world.batch("lume"))
+    half = ours.in_two()
+    assert len(ours.batches()) == packs
+    assert len(half.batches()) == 2 * packs
+    assert len(ours.batches()) == packs  # the model's own budget is what it was
+    assert held_and_done(world, half.step)[0] < 0.75 * held_and_done(world, ours.step)[0]
+
+
 def test_flops_are_those_of_products_and_of_the_pairs_that_a_causal_model_looks_at(world) -> None:
     a, b = torch.zeros(3, 5), torch.zeros(5, 7)
     assert flops_of(lambda: a @ b) == 2 * 3 * 5 * 7
@@ -126,7 +136,7 @@ def test_the_bench_answers_its_questions_in_tables_and_json(shell, tmp_path: Pat
     content = json.loads((tmp_path / "training.json").read_text())
     assert {"hardware", "packages", "commit", "command", "settings"} <= content.keys()
     ways = {each["way"]: each for each in content["peers"]}
-    assert list(ways) == ["Lethe", "peers at best", "peers as published"]
+    assert list(ways) == ["Lethe", "Lethe, in two", "peers at best", "peers as published"]
     assert all(each["gradient_error"] <= 1e-4 for each in content["peers"][1:])
     assert len({each["useful_flops"] for each in ways.values()}) == 1
     assert [each["method"] for each in content["methods"]] == ["grad_diff", "npo", "wga"]
