@@ -28,7 +28,7 @@ Step = Callable[[], None]
 Begun = Callable[[ZeroEngine], Step]
 
 
-def measured(stage: str, precision: str, begun: Begun) -> dict[str, Any]:
+def measured(stage: str, precision: str, begun: Begun, *, released: bool) -> dict[str, Any]:
     """What the third of three equal steps sends: ZeRO-3 needs two to find out what is read when."""
     # no weight decay: all parameters are one group
     optimizer = tiny.optimizer("sgd", clip=1.0)
@@ -38,6 +38,8 @@ def measured(stage: str, precision: str, begun: Begun) -> dict[str, Any]:
         optimizer=optimizer,
         precision=precision,  # type: ignore[arg-type]
     )
+    if released:
+        keep_nothing_gathered(engine)
     step = begun(engine)
     step()
     step()
@@ -52,6 +54,15 @@ def measured(stage: str, precision: str, begun: Begun) -> dict[str, Any]:
         "large": tallied([each for each in found if each.elements > SMALL]),
         "small": tallied([each for each in found if each.elements <= SMALL]),
     }
+
+
+def keep_nothing_gathered(engine: ZeroEngine) -> None:
+    """From its forward to its backward pass, as of a model of more than 1e9 parameters."""
+    coordinator = engine.deepspeed.optimizer.parameter_offload.get_param_coordinator()
+    for limit in ("max_n_available_params", "max_reuse_dist_in_numel"):
+        name = f"_PartitionedParameterCoordinator__{limit}"
+        assert getattr(coordinator, name) == 1e9
+        setattr(coordinator, name, 0)
 
 
 def tallied(found: list[Collective]) -> dict[str, list[int]]:
@@ -102,15 +113,23 @@ WORK = {
 }
 
 
+STAGES = {
+    "1 fp32": ("1", "fp32", False),
+    "1 bf16": ("1", "bf16", False),
+    "2 bf16": ("2", "bf16", False),
+    "3 bf16": ("3", "bf16", False),
+    "3 bf16 released": ("3", "bf16", True),
+}
+
+
 def main() -> None:
     """Measure everything; rank 0 writes it."""
     distributed.connect()
     try:
         results = {
-            f"{stage} {precision} {name}": measured(stage, precision, work)
-            for stage in "123"
-            for precision in (("fp32", "bf16") if stage == "1" else ("bf16",))
-            for name, work in WORK.items()
+            f"{name} {done}": measured(stage, precision, work, released=released)
+            for name, (stage, precision, released) in STAGES.items()
+            for done, work in WORK.items()
         }
         if distributed.is_main():
             Path(sys.argv[1]).write_text(json.dumps(results))

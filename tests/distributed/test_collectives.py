@@ -2,7 +2,8 @@
 
 P is the number of parameters. A reduce-scatter of P elements is two `reduce` at stages 1 and 2,
 each of one rank's share to that rank: DeepSpeed lays parameters out by rank, so that a bucket of
-them belongs to few ranks.
+them belongs to few ranks. What `launch.bench count` prints comes from `launch.traffic`, which is held
+against the collectives here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from launch.traffic import traffic
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -49,13 +52,13 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Tallies:
     return results
 
 
-# the work -> its gradients, its micro-batches, and how often the forward's weights change
-WORK = {
-    "one micro-batch": (1, 1, 1),
-    "three micro-batches": (1, 3, 1),
-    "grad_diff": (1, 1, 1),
-    "blur": (2, 2, 1),
-    "npo sam": (3, 3, 3),
+# the work -> what `bench count` would call it; a frozen reference is of one process here
+WORK: dict[str, dict[str, int]] = {
+    "one micro-batch": {"forwards": 1, "backwards": 1, "gradients": 1},
+    "three micro-batches": {"forwards": 3, "backwards": 3, "gradients": 1},
+    "grad_diff": {"forwards": 1, "backwards": 1, "gradients": 1},
+    "blur": {"forwards": 2, "backwards": 2, "gradients": 2},
+    "npo sam": {"forwards": 3, "backwards": 3, "gradients": 3, "shifts": 1},
 }
 
 
@@ -65,29 +68,30 @@ def test_stages_1_and_2_reduce_each_gradient_to_shares_and_gather_the_weights_on
     session, stage, work
 ):
     found = session[f"{stage} {work}"]
-    gradients, micro_batches, gathers = WORK[work]
-    reduced = gradients if stage.startswith("1") else micro_batches
+    told = traffic(1 if stage.startswith("1") else 2, **WORK[work])
     size = found["parameters"]
     assert found["large"] == {
-        "reduce": [2 * reduced, reduced * size],
-        "all-gather": [gathers, gathers * size],
+        "reduce": [2 * told.reduce_scatters, told.reduce_scatters * size],
+        "all-gather": [told.all_gathers, told.all_gathers * size],
     }
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_stage_3_scatters_each_micro_batch_once_and_gathers_no_more_than_it_reads(session, work):
-    found = session[f"3 bf16 {work}"]
-    _, micro_batches, gathers = WORK[work]
-    size, persistent = found["parameters"], found["persistent"]
-    assert found["large"]["reduce-scatter"] == [micro_batches, micro_batches * size]
-    # a model of less than 1e9 parameters stays gathered from a forward to its backward pass; what
-    # persists is gathered when it has changed
-    read = micro_batches * (size - persistent) + gathers * persistent
-    assert found["large"]["all-gather"][1] == read
+@pytest.mark.parametrize("stage", ["3 bf16", "3 bf16 released"])
+def test_stage_3_scatters_each_micro_batch_once_and_gathers_what_it_reads(session, stage, work):
+    found = session[f"{stage} {work}"]
+    told = traffic(3, **WORK[work])
+    # a model of less than 1e9 parameters stays gathered from a forward to its backward pass
+    gathers = told.all_gathers if stage.endswith("released") else WORK[work]["forwards"]
+    # small parameters persist: they are gathered when they have changed, as all are at stage 2
+    changes = traffic(2, **WORK[work]).all_gathers
+    size, small = found["parameters"], found["persistent"]
+    assert found["large"]["reduce-scatter"] == [told.reduce_scatters, told.reduce_scatters * size]
+    assert found["large"]["all-gather"][1] == gathers * (size - small) + changes * small
     assert set(found["large"]) == {"reduce-scatter", "all-gather"}
 
 
-@pytest.mark.parametrize("stage", ["1 fp32", "1 bf16", "2 bf16", "3 bf16"])
+@pytest.mark.parametrize("stage", ["1 fp32", "1 bf16", "2 bf16", "3 bf16", "3 bf16 released"])
 def test_beside_these_only_norms_and_products_are_exchanged(session, stage):
     # gathered and added in rank order (`sum_over_ranks`): from each of two ranks, so many numbers
     norm, products, shift = 1, 3, 3
