@@ -195,13 +195,14 @@ def opened(file: Path, key: str) -> Values:
 
 def take(shared: Path, file: Path, key: str) -> bool:
     """Put what other runs share in `shared` into `file`, if it is there and whole."""
-    if not shared.is_file():
-        return False
     try:
+        if not shared.is_file():
+            return False
         opened(shared, key)
     except CheckpointError as error:
         say(f"reference: read anew, for {error}")
-        shared.unlink()
+        return False
+    except OSError:  # no right to look there: `share` will tell
         return False
     with _told(file):
         _link(shared, file)
@@ -209,9 +210,7 @@ def take(shared: Path, file: Path, key: str) -> bool:
 
 
 def share(file: Path, shared: Path) -> None:
-    """Put `file` where other runs look, unless one of them was faster."""
-    if shared.is_file():
-        return
+    """Put `file` where other runs look; the run goes on where that is refused."""
     try:
         _link(file, shared)
     except OSError as error:

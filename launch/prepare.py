@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 import framework
 from framework import Benchmark
 from framework.distributed import launcher_rank
+from framework.errors import ConfigError
 from framework.evaluation.benchmark import Evaluation
 from framework.terminal import say
 
@@ -69,9 +70,16 @@ def prepare(config: DictConfig, benchmark: Benchmark) -> None:
         time.sleep(0.5)
     if final.is_dir():
         return
-    say(f"no target model for these settings yet: fine-tuning target and gold into {final}")
     partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cache={config.cache} is where the target and gold models are to be made, and nothing "
+            f"can be written there ({error.strerror}); type cache=DIR, a folder of yours"
+        ) from error
+    say(f"no target model for these settings yet: fine-tuning target and gold into {final}")
     train_side_by_side(
         {role: _overrides(config, benchmark, role, partial / role) for role in ROLES},
         log=partial,

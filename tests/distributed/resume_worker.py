@@ -54,6 +54,7 @@ class Case:
     tied: bool = False
     remembering: bool = False
     optimizer: str = "adamw"
+    retain: str = "nll"
 
     @property
     def name(self) -> str:
@@ -122,8 +123,9 @@ def start(case: Case, folder: Path, *, seed: int = 0, weighting: Weighting | Non
     trainer = tiny.trainer(
         engine,
         tiny.language_model(**settings),  # before unlearning, whatever `seed` says
-        [{"forget": FORGET}],
+        [{"forget": FORGET, "retain": RETAIN}],
         method="npo",
+        retain_loss=case.retain,
         weighting=weighting,
         perturbation=tiny.PERTURBATIONS["sam"](),
         averaging=averaging if case.remembering else None,

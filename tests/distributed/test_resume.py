@@ -36,6 +36,7 @@ LOCAL = [
     Case("none", tuning="layers", tied=True),
     Case("none", remembering=True),
     Case("none", optimizer="muon"),
+    Case("none", retain="kl"),
 ]
 ZERO = [
     *(Case(stage) for stage in "0123"),
@@ -50,6 +51,7 @@ ZERO = [
     *(Case(stage, optimizer="muon") for stage in "023"),
     Case("1", optimizer="muon", precision="bf16"),
     Case("2", optimizer="muon", offload="cpu"),
+    Case("2", retain="kl"),
 ]
 FULL_DISKS = [(stage, rank) for stage in "023" for rank in (0, 1)]
 

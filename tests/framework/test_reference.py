@@ -316,10 +316,13 @@ def test_a_torn_file_is_refused_in_a_run_and_made_anew_in_the_cache(tmp_path, ca
     assert [path.read_bytes() for path in cache.iterdir()] == [first]
 
 
-def test_a_run_goes_on_where_nothing_can_be_shared(tmp_path, capsys):
-    (tmp_path / "cache").write_text("a file, not a folder")
-    of(tiny.language_model(), ROWS, tmp_path / "run", tmp_path / "cache")
-    assert "not kept for other runs" in capsys.readouterr().err
+@pytest.mark.parametrize("cache", ["file/folder", "a name that is too long" * 20])
+def test_a_run_goes_on_where_nothing_can_be_shared(tmp_path, capsys, cache):
+    (tmp_path / "file").write_text("a file, not a folder")
+    of(tiny.language_model(), ROWS, tmp_path / "run", tmp_path / cache)
+    told = capsys.readouterr().err
+    assert told.startswith("reference: not kept for other runs in ")
+    assert told.count("\n") == 1
 
 
 def test_a_disk_without_room_is_told_in_one_line_before_anything_is_written(tmp_path):

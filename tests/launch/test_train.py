@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from framework import checkpoint
 from framework.config import choices
 from framework.evaluation.aggregates import NAMES as AGGREGATES
 from framework.lock import LOCK, locked
@@ -315,6 +318,54 @@ def test_a_killed_run_meets_a_full_disk_and_then_goes_on_as_if_nothing_had_happe
     assert steps_in(cut) == [1, 2, 3, 4, 5, 6, 6]
     assert same(weights(cut), weights(whole))
     assert evaluation(cut) == evaluation(whole)
+
+
+def test_a_run_against_the_model_before_goes_on_to_the_bit_without_the_cache(
+    shell, weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("trainer.retain_loss=kl", "max_steps=6", "save_every=3", "evaluate=false")
+    right, cut = tmp_path / "right", tmp_path / "cut"
+    shell.train(f"output={right}", *settings)
+    finish = checkpoint._finish
+
+    def end(*given: Any) -> None:
+        finish(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_finish", end)
+        ended = shell.run("train", *shell.small(f"output={cut}", *settings))
+    assert (ended.code, steps_in(cut)) == (130, [1, 2, 3])
+    files = {path.name: path.read_bytes() for path in (cut / "reference").iterdir()}
+    shutil.rmtree(shell.cache / "reference")
+
+    shell.train(f"output={cut}", *settings, "resume=auto")
+    assert steps_in(cut) == [1, 2, 3, 4, 5, 6]
+    assert same(weights(cut), weights(right))
+    assert {path.name: path.read_bytes() for path in (cut / "reference").iterdir()} == files
+    assert sorted(files) == ["log_probs.safetensors", "logits.safetensors"]
+
+
+def test_a_run_goes_on_where_nothing_can_be_kept_for_others(
+    shell, weights, whole: Path, tmp_path: Path
+) -> None:
+    run, target = tmp_path / "run", run_of(shell, "target") / "model"
+    settings = ("max_steps=6", "save_every=0", "evaluate=false", *SCHEDULE)
+    model = ("model=pretrained", f"model.path={target}")
+    arguments = [x for x in shell.small(*settings) if not x.startswith(("model", "cache"))]
+    ended = shell.run("train", *arguments, *model, "cache=/proc/none", f"output={run}")
+
+    assert ended.code == 0, ended.err
+    told = "reference: not kept for other runs in /proc/none/reference (No such file or directory)"
+    assert ended.err.splitlines() == [told, f"run: {run}"]
+    (reference,) = (run / "reference").iterdir()
+    assert reference.stat().st_nlink == 1
+    assert weights(run).keys() == weights(whole).keys()
+    said = shell.mistake("train", *shell.small(*settings), "cache=/proc/none")
+    assert said == (
+        "cache=/proc/none is where the target and gold models are to be made, and nothing can be "
+        "written there (No such file or directory); type cache=DIR, a folder of yours"
+    )
 
 
 def test_resume_auto_without_a_checkpoint_begins_at_the_beginning(
