@@ -67,7 +67,9 @@ COMBINATIONS = {
     ("trainer=grad_ascent", "optimizer.automatic_every=5"): "optimizer.automatic_every fits the ",
     ("trainer.forget_weight=-1",): "trainer.forget_weight must be >= 0, got -1",
     ("trainer=dpo", "trainer.preferred.count=5"): "trainer.preferred.count=5 is how many answers ",
-    ("trainer.retain_loss=kl", "trainer.reference=cached"): "the cached reference holds token log-",
+    ("trainer.retain_loss=kl", "trainer.kl_parity=raw_logits", "trainer.reference=cached"): (
+        "the cached reference holds what answer tokens need, and these settings read every position"
+    ),
     ("trainer.kl_parity=raw_logits",): "trainer.kl_parity=raw_logits is a way to have the retain ",
     ("trainer=rmu", "trainer.layer=2"): "trainer.layer must be from 1 to 1, the model's decoder ",
     ("trainer.retain_loss=states", "trainer.layer=0", "--dry-run"): "trainer.layer must be from 1",
