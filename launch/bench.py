@@ -1,6 +1,8 @@
 """Measure how fast Lethe is beside the ways that others go, side by side in one run.
 
-    python -m launch.bench evaluation [setting=value ...]
+    python -m launch.bench count [setting=value ...]        what a step does, without doing it
+    python -m launch.bench evaluation [setting=value ...]   scoring and answering
+    python -m launch.bench training [setting=value ...]     a step beside the peers' way of it
 
 `python -m launch.bench <what> --help` tells the settings of each. Every way does the same work in
 every round, one after the other, so that what else the machine does falls on all alike. A ratio is

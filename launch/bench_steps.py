@@ -10,13 +10,14 @@ from framework import distributed
 from .bench_peers import MIB, held_and_done
 from .bench_result import Table
 from .flops import Multiplication, flops_of
+from .settings import is_sharded
 from .shapes import Lengths, rows_of
 from .timing import Timed, Way, cost, in_turns, ratios, with_spread
 from .training_world import METHODS, RATE, World
 
 AIMS = {
     **dict.fromkeys(("npo", "simnpo", "pdu", "su"), 1.03),
-    **dict.fromkeys(("blur", "ngdiff"), 1.05),
+    **dict.fromkeys(("blur", "ngdiff"), 1.05),  # 1.10 under ZeRO
     "sam": 1.55,
     "dpo": 1.3,
     "rmu": 0.6,
@@ -56,7 +57,7 @@ def methods(world: World) -> Iterator[Answer]:
                     f"{100 * flops / seconds / rate:.0f} %",
                     f"{memory / MIB:.0f}",
                     with_spread(times),
-                    f"{AIMS[method]:.2f}" if method in AIMS else "",
+                    _aim(method, sharded=is_sharded(world.config)),
                 ]
             )
             numbers.append(
@@ -76,12 +77,18 @@ def methods(world: World) -> Iterator[Answer]:
         yield [Table(title, columns, lines)], numbers
 
 
+def _aim(method: str, *, sharded: bool) -> str:
+    if method not in AIMS:
+        return ""
+    return f"{1.10 if sharded and AIMS[method] == 1.05 else AIMS[method]:.2f}"
+
+
 # ---- growth --------------------------------------------------------------------------------------
 
 
 def growth(world: World) -> Iterator[Answer]:
     """What a token costs in steps of more rows, and in longer rows: gradient ascent's step."""
-    name = world.config.lengths[0]
+    name = "uniform"  # of which no row begins as another does
     vocabulary = int(world.model.module.config.vocab_size)
     batches = {f"{n} of {name}": world.batch(name, rows=n)["forget"] for n in COUNTS}
     for length in LENGTHS:

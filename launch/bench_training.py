@@ -60,7 +60,8 @@ class TrainingBench:
     shape: str = "small"
     """The model: small, llama-1b, llama-8b, olmo-7b (`launch/shapes.py`)."""
     lengths: list[str] = field(default_factory=lambda: ["tofu", "lume"])
-    """How long rows are: tofu, lume, muse, uniform."""
+    """How long rows are: tofu, of which all begin with the same 34 tokens; tofu_apart, as long and
+    without these; lume, muse, uniform."""
     methods: list[str] | None = None
     """Those to step: names such as npo, npo_kl, blur, sam, or any choice of trainer; null: all
     that a target is set for, among peers npo and npo_kl."""

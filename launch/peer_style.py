@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid, pad
 from torch.nn.utils import clip_grad_norm_
 
 from framework import Row
@@ -48,11 +48,14 @@ class Habits:
     again: bool = True
     """A pass is run once more: KL's retain rows, the result thrown away (open-unlearning's
     grad_diff.py); SAM's reference on the same rows (Unlearn-Smooth's sam_iterative.py)."""
+    transposed: bool = True
+    """Cross entropy is of a copy of all logits but the last, transposed (open-unlearning's
+    src/trainer/utils.py)."""
     items: bool = True
     """Numbers are waited for: every batch's losses, BLUR's products at every parameter."""
 
 
-PUBLISHED, BEST = Habits(), Habits(labels=False, again=False, items=False)
+PUBLISHED, BEST = Habits(), Habits(False, False, False, False)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,11 @@ class Padded(NamedTuple):
     def targets(self) -> Tensor:
         """[B, L - 1] what each position but the last is to predict, or -100."""
         return self.labels[:, 1:].contiguous()
+
+    @property
+    def all_targets(self) -> Tensor:
+        """[B, L] what each position is to predict, the last one nothing: -100."""
+        return pad(self.labels, (0, 1), value=IGNORED)[:, 1:]
 
 
 @dataclass(frozen=True)
@@ -295,8 +303,8 @@ class PeerStyle:
         if self.habits.again:
             self._read(self.module, batch)
         with torch.no_grad():
-            before = log_softmax(self._read(self.reference, batch).logits, -1)
-        now = log_softmax(self._read(self.module, batch).logits, -1)
+            before = log_softmax(self._logits(self.reference, batch), -1)
+        now = log_softmax(self._logits(self.module, batch), -1)
         each = kl_div(now, before, reduction="none", log_target=True).sum(-1)[:, :-1]
         return (each * (batch.targets != IGNORED)).sum()
 
@@ -314,11 +322,18 @@ class PeerStyle:
 
     def _nll(self, module: nn.Module | None, batch: Padded) -> Tensor:
         """[B] of each answer, from logits at every position."""
-        logits = self._read(module, batch).logits[:, :-1].contiguous()
-        found = cross_entropy(
-            logits.transpose(-1, -2), batch.targets, ignore_index=IGNORED, reduction="none"
-        )
-        return found.sum(-1)
+        logits = self._logits(module, batch)
+        if self.habits.transposed:
+            logits, targets = logits[:, :-1].contiguous().transpose(-1, -2), batch.targets
+        else:
+            logits, targets = logits.flatten(0, 1), batch.all_targets.flatten()
+        found = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        return found.view(len(batch.labels), -1).sum(-1)
+
+    def _logits(self, module: nn.Module | None, batch: Padded) -> Tensor:
+        """[B, L, V] in fp32, as autocast has cross entropy and log-softmax in bf16 training."""
+        logits: Tensor = self._read(module, batch).logits
+        return logits.float()
 
     def _states(self, module: nn.Module | None, batch: Padded) -> Tensor:
         """[B, L, D] output of the decoder block; the whole model is run for it."""
