@@ -41,9 +41,10 @@ from .terminal import say
 from .trainer import UnlearningTrainer
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
+"""Counted up when the files of before cannot be taken up: another one is refused."""
 UNSEALED = 1
-"""The format of before, whose manifest does not vouch for itself."""
+"""The first format, whose manifest does not vouch for itself."""
 
 
 class Checkpoints:
@@ -155,8 +156,8 @@ class Checkpoints:
     def restore(self, folder: Path, engine: Engine, trainer: UnlearningTrainer) -> None:
         """Take up the run where `folder` left it, bit for bit.
 
-        Raises WorldSizeError for another number of processes, CheckpointError for damage or
-        another model.
+        Raises WorldSizeError for another number of processes, CheckpointError for damage, another
+        model or another version's files.
         """
         found = self._damage(folder)
         if found:
@@ -165,6 +166,12 @@ class Checkpoints:
                 "the one before"
             )
         manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder} was written by another version of Lethe (format {manifest['format']}, "
+                f"this one reads {FORMAT}); finish the run with that one, or begin it anew in "
+                "another output folder"
+            )
         check_fingerprint(manifest["fingerprint"], trainer.model, folder)
         ranks = manifest["world_size"]
         if ranks != world_size():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -231,14 +232,34 @@ def test_a_checkpoint_of_another_model_is_refused(other: dict[str, object], tmp_
         Run(tmp_path, **other).restore(written)
 
 
+def rewritten(folder: Path, **changes: object) -> None:
+    """A checkpoint whose manifest says something else, and vouches for it."""
+    manifest = json.loads((folder / MANIFEST).read_text()) | changes
+    del manifest["seal"]
+    if manifest["format"] != 1:  # of before there were seals
+        seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+        manifest["seal"] = seal
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("version", [1, 2, 4])
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(
+    version: int, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    written = run.step()
+    rewritten(written, format=version)
+
+    with pytest.raises(CheckpointError, match=r"by another version of Lethe .* begin it anew in "):
+        run.restore(written)
+
+
 def test_a_checkpoint_of_another_engine_is_refused(tmp_path: Path) -> None:
     run = Run(tmp_path)
     written = run.step()
     (written / "engine.pt").unlink()
-    manifest = json.loads((written / MANIFEST).read_text())
-    del manifest["files"]["engine.pt"], manifest["seal"]
-    manifest["format"] = 1  # of before there were seals
-    (written / MANIFEST).write_text(json.dumps(manifest))
+    files = json.loads((written / MANIFEST).read_text())["files"]
+    rewritten(written, files={name: files[name] for name in files if name != "engine.pt"})
 
     with pytest.raises(
         CheckpointError, match=r"written by another engine .* resume with the `zero`"
