@@ -16,9 +16,9 @@ from torch import Tensor
 from .distributed import sum_over_ranks
 
 _CHUNK = {"cpu": 1 << 16, "cuda": 1 << 22}
-"""Elements of an inner product that are added up in fp32; chunks are added up in fp64, without an
-fp64 copy of a shard. A CPU adds one after another and would lose the fourth digit of a long chunk;
-a GPU adds in a tree."""
+"""Elements of an inner product that are added up in fp32, and of a length that are copied to fp64;
+chunks are added up in fp64, without an fp64 copy of a shard. A CPU adds one after another and would
+lose the fourth digit of a long chunk; a GPU adds in a tree."""
 
 
 class Vector:
@@ -98,9 +98,9 @@ def _local_dot(a: Vector, b: Vector) -> Tensor:
     if not mine:
         device = a.shards[0].device if a.shards else None
         return torch.zeros((), dtype=torch.float64, device=device)
-    if a is b:  # a few kernels for all of them
-        lengths = torch._foreach_norm(mine)  # noqa: SLF001 - as public as its siblings
-        return torch.stack(lengths).double().square().sum()
+    if a is b:  # a few kernels for all of them; added up in fp32 they are further off than `dot`
+        lengths = torch._foreach_norm(mine, dtype=torch.float64)  # noqa: SLF001 - as its siblings
+        return torch.stack(lengths).square().sum()
     parts = [torch.dot(x, y) for x, y in zip(mine, _chunks(b), strict=True)]
     return torch.stack(parts).double().sum()
 

@@ -282,17 +282,29 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def metrics_apart(found: Trained, right: Trained) -> float:
-    """The largest difference between two runs' logged numbers, relative where they exceed 1."""
+    """The largest difference between two runs' logged numbers, in units of `scale_of`."""
     apart = 0.0
     for mine, theirs in zip(found.metrics, right.metrics, strict=True):
         assert mine.keys() == theirs.keys()
         for name in mine.keys() - {"train/peak_memory_gib"}:
-            found, right = mine[name], theirs[name]
-            if not math.isfinite(right):
-                assert str(found) == str(right), name
+            if not math.isfinite(theirs[name]):
+                assert str(mine[name]) == str(theirs[name]), name
             else:
-                apart = max(apart, abs(found - right) / max(1.0, abs(right)))
+                apart = max(apart, abs(mine[name] - theirs[name]) / scale_of(name, theirs))
     return apart
+
+
+def scale_of(name: str, metrics: Mapping[str, float]) -> float:
+    """What a number's rounding is measured by: 1, or the number where it exceeds 1.
+
+    A projection's weight is the cosine of two gradients, which is known to 1e-7 however small it
+    is, times the other's length over its own: of that size is the least that can be told.
+    """
+    least = 1.0
+    if name == "train/forget/weight" and "train/forget/gradient_norm" in metrics:
+        own, other = (metrics[f"train/{x}/gradient_norm"] for x in ("forget", "retain"))
+        least = max(least, other / own) if own > 0 else least
+    return max(least, abs(metrics[name]))
 
 
 def shift_and_restore(engine: ZeroEngine) -> dict[str, Any]:

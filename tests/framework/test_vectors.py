@@ -77,7 +77,14 @@ def test_a_long_product_keeps_its_digits():
     # 10 million products of 0.1 * 0.1: a running sum in fp32 would be percents off
     long = Vector([torch.full((10_000_000,), 0.1)])
     right = 10_000_000 * float(torch.tensor(0.1)) ** 2
-    assert float(long.dot(long)) == pytest.approx(right, rel=5e-5)
+    assert float(long.dot(long.clone())) == pytest.approx(right, rel=5e-5)
+
+
+def test_a_length_is_exact_wherever_a_vector_is_cut():
+    long = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    right = float(long.double().norm())
+    for cut in (0, 1, 50_000):
+        assert float(Vector([long[:cut], long[cut:]]).norm()) == pytest.approx(right, rel=1e-12)
 
 
 def test_gram_holds_every_pair_once_named():
