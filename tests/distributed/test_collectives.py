@@ -2,8 +2,8 @@
 
 P is the number of parameters. A reduce-scatter of P elements is two `reduce` at stages 1 and 2,
 each of one rank's share to that rank: DeepSpeed lays parameters out by rank, so that a bucket of
-them belongs to few ranks. What `launch.bench count` prints comes from `launch.traffic`, which is held
-against the collectives here.
+them belongs to few ranks. What `launch.bench count` prints comes from `launch.traffic`, which is
+held against the collectives here.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ def test_two_losses_of_one_pack_are_read_in_one_pass_with_the_gradient_of_two(ch
     loss = model.together([one, other], lambda: loss_of(model, one, other))
     found = [loss, *torch.autograd.grad(loss, trained)]
     assert seen == [len(one.input_ids)]
-    assert apart(found, right) <= 1e-5
+    assert apart(found, right) <= 3e-6  # either way is up to 1.4e-6 from the gradient in fp64
 
 
 def test_what_a_model_caps_is_read_together_all_the_same():
