@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -20,6 +20,8 @@ from .language_model import LanguageModel
 from .prompt_format import PromptFormat
 
 FEWEST_TOKENS = 256 + 3
+TOKENS_PER_MICRO_BATCH = 4096
+"""Where nothing tells how many fit."""
 
 
 class ModelSource:
@@ -31,8 +33,9 @@ class ModelSource:
 
         max_length: int = 512
         """Tokens of the longest row; longer ones lose the left of their prompt."""
-        tokens_per_micro_batch: int = 4096
-        """Tokens of one forward pass on one rank: more is faster and needs more memory."""
+        tokens_per_micro_batch: int | Literal["auto"] = "auto"
+        """Tokens of one forward pass on one rank: more is faster and needs more memory. auto: 4096;
+        where a run trains on a GPU, twice that as often as fits, up to a whole step."""
         generation_memory: float = 8.0
         """GiB that the keys and values of one batch of answers take at most, > 0: more is
         faster."""
@@ -40,14 +43,16 @@ class ModelSource:
         """How a prompt is written before it is tokenized: plain, or the chat template."""
         trust_remote_code: bool = False
         """Run the Python files that come with the model, if its architecture needs them."""
-        gradient_checkpointing: bool = False
-        """Recompute activations in the backward pass: a third more time, far less memory."""
+        gradient_checkpointing: bool | Literal["auto"] = "auto"
+        """Recompute activations in the backward pass: a third more time, far less memory. auto:
+        where a run trains on a GPU and does not fit without it."""
 
     def __init__(self, config: Config) -> None:
         """Raise ConfigError for values out of range."""
         for name in ("max_length", "tokens_per_micro_batch"):
-            if getattr(config, name) < 2:
-                raise ConfigError(f"model.{name} must be at least 2, got {getattr(config, name)}")
+            given = getattr(config, name)
+            if given != "auto" and given < 2:
+                raise ConfigError(f"model.{name} must be at least 2, got {given}")
         if not 0 < config.generation_memory < math.inf:
             raise ConfigError(
                 "model.generation_memory must be a number of GiB above 0, got "
@@ -109,14 +114,15 @@ class ModelSource:
                 f"model.max_length={self.config.max_length} is more than the {positions} positions "
                 f"that the model knows; type model.max_length={positions}"
             )
-        if self.config.gradient_checkpointing:
+        if self.config.gradient_checkpointing is True:
             recompute(module)
+        tokens = self.config.tokens_per_micro_batch
         return LanguageModel(
             module,
             tokenizer,
             prompt_format=self.config.prompt_format,
             max_length=self.config.max_length,
-            tokens_per_micro_batch=self.config.tokens_per_micro_batch,
+            tokens_per_micro_batch=TOKENS_PER_MICRO_BATCH if tokens == "auto" else tokens,
             generation_memory=self.config.generation_memory,
         )
 

@@ -15,6 +15,7 @@ from framework.method import reference_needed
 from framework.terminal import table
 from framework.tuning import parameter_counts
 
+from .fitted import fitted
 from .rows import pairs_of, training_texts
 from .settings import steps_of
 
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
 
 def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     """Print the resolved config, parameter count, memory per rank, and steps."""
-    from .fit import memory_of  # what tensors without memory take is seconds to import
+    from .fit import planned  # what tensors without memory take is seconds to import
 
+    there = device_memory()
+    config = fitted(config, benchmark, there)
     method, settings = part_of(config.trainer)
     module = build(config.tuning).apply(build(config.model).skeleton())
     parameters, trainable = parameter_counts(module)
+    plan = planned(config, benchmark)
     name, rows_learned = learned_rows(config, benchmark)
     per_epoch = steps_per_epoch(config, benchmark)
     rows: list[list[str | float | None]] = [
@@ -41,16 +45,20 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
         ["ranks", str(distributed.intended_world_size())],
         ["run folder", str(Path(config.output))],
     ]
+    if plan.reference_bytes:
+        rows.insert(6, ["its files on disk", f"{plan.reference_bytes / GIB:.3f} GiB"])
     print(OmegaConf.to_yaml(config).rstrip())
     table("dry run", ["what", "value"], rows)
-    ledger = memory_of(config, benchmark)
+    ledger = plan.memory()
     table("device memory per rank", ["what", "GiB"], memory_rows(ledger))
     kept = float(config.model.generation_memory)
     print(
         f"beside these: while it is measured, keys and values of answers take up to {kept:g} GiB "
         f"({bytes_per_token(module):,} bytes a token), and nothing of the backward pass is there"
     )
-    print(verdict(ledger, device_memory()))
+    print(verdict(ledger, there))
+    if there is not None and ledger.most > there:
+        print("to change, what costs least first:", *advice(config), sep="\n  ")
 
 
 def memory_rows(ledger: Ledger) -> list[list[str | float | None]]:
@@ -70,19 +78,26 @@ def memory_rows(ledger: Ledger) -> list[list[str | float | None]]:
 
 
 def verdict(ledger: Ledger, there: int | None) -> str:
-    """One line: whether it fits a device of `there` bytes, and what to change if not."""
-    from .ledger import on_device
-
-    needed = max(map(on_device, ledger.peaks.values()))
+    """One line: whether it fits a device of `there` bytes."""
+    needed = ledger.most
     if there is None:
         return f"needs {needed / GIB:.1f} GiB per rank; there is no GPU here to compare with"
     sizes = f"{needed / GIB:.1f} of {there / GIB:.1f} GiB"
-    if needed <= there:
-        return f"fits: {sizes}"
-    return (
-        f"does not fit: {sizes}; lower model.tokens_per_micro_batch, set "
-        "model.gradient_checkpointing=true, zero=2 or 3 on more GPUs, zero=3_offload or tuning=lora"
-    )
+    return f"{'fits' if needed <= there else 'does not fit'}: {sizes}"
+
+
+def advice(config: DictConfig) -> list[str]:
+    """What takes less memory than the run of `config`, what costs least first."""
+    tokens, stage = int(config.model.tokens_per_micro_batch), config.zero.get("stage", "none")
+    possible = {
+        "model.gradient_checkpointing=true": not config.model.gradient_checkpointing,
+        f"model.tokens_per_micro_batch={tokens // 2}": tokens >= 2 * int(config.model.max_length),
+        "zero=2 on more GPUs": stage in ("none", "0", "1"),
+        "zero=3 on more GPUs": stage != "3",
+        "zero=3_offload": config.zero.get("offload", "none") == "none",
+        "tuning=lora": config.tuning.name != "lora",
+    }
+    return [change for change, there in possible.items() if there]
 
 
 def learned_rows(config: DictConfig, benchmark: Benchmark) -> tuple[str, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from omegaconf import DictConfig
@@ -11,26 +11,46 @@ from transformers import PreTrainedTokenizerBase
 
 from framework import Benchmark, Example, Row, build, distributed
 from framework.config import part_of
+from framework.data import laid_out
 from framework.encoding import encode_all
 from framework.errors import ModelError
 from framework.loading import ModelSource, Pretrained, Tiny, load_tokenizer, train_tokenizer
-from framework.method import reference_needed
+from framework.method import read_of_reference, reference_needed
 from framework.objectives import objectives_of
+from framework.reference import Asked
 from framework.sampler import ForgetRetainSampler
+from framework.token_table import counted_tokens
 
 from .assembly import retain_sources
 from .ledger import Ledger
 from .rehearsal import Rehearsed, rehearse
 from .rehearsed_zero import Spread
 from .rows import training_texts
-from .settings import is_sharded
+from .settings import is_sharded, steps_of
 
 CHARACTERS = 4
 """Of a token, where the tokenizer is not there: what English has under usual tokenizers."""
 
 
-def memory_of(config: DictConfig, benchmark: Benchmark) -> Ledger:
-    """The ledger of the run's largest step, on one rank."""
+@dataclass(frozen=True)
+class Planned:
+    """A run, before anything of it is there."""
+
+    run: Rehearsed
+    rows: dict[str, list[Row]]
+    """Of its largest step."""
+    tokens: int
+    """Of that step, on one rank."""
+    reference_bytes: int
+    """Of the files that keep what the losses read of the model before unlearning."""
+
+    def memory(self) -> Ledger:
+        """The ledger of the run's largest step, on one rank."""
+        return rehearse(self.run, self.rows)
+
+
+def planned(config: DictConfig, benchmark: Benchmark) -> Planned:
+    """The run of `config`, on one rank."""
     method, settings = part_of(config.trainer)
     source: ModelSource = build(config.model)
     tokenizer = _tokenizer(source, benchmark)
@@ -63,7 +83,23 @@ def memory_of(config: DictConfig, benchmark: Benchmark) -> Ledger:
         build(config.averaging),
         list(sources),
     )
-    return rehearse(run, _largest(sampler))
+    rows = _largest(sampler)
+    kept = 0
+    if needed == "cached":
+        drawn = sampler.drawn(steps_of(config, sampler.steps_per_epoch))
+        kept = _on_disk(read_of_reference(method, settings, drawn), run)
+    tokens = sum(row.tokens for part in rows.values() for row in part)
+    return Planned(run, rows, -(-tokens // ranks), kept)
+
+
+def _on_disk(asked: Mapping[Asked, Sequence[Row]], run: Rehearsed) -> int:
+    """Bytes of a number, or of a vector of the model's width, for each token that counts."""
+    vector = run.model.module.config.get_text_config().hidden_size * run.dtype.itemsize
+    size = 0
+    for kind, rows in asked.items():
+        distinct = {row.id: row for row in laid_out(rows)}
+        size += counted_tokens(list(distinct.values())) * (4 if kind == "log_probs" else vector)
+    return size
 
 
 def _largest(sampler: ForgetRetainSampler) -> dict[str, list[Row]]:

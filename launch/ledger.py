@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from .peak_bytes import storages_of
+from torch.utils._pytree import tree_leaves
 
 Held = Counter[str]
 """Bytes by part."""
@@ -28,7 +27,9 @@ ON_HOST = "on the host"
 
 
 READ = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - the operation's name
-KIND = "cpu"
+DEVICE = torch.ops.prim.device.default
+"""Which device a tensor is on: three of four operations."""
+CPU = torch.device("cpu")
 """The device that tensors without memory say they are on."""
 
 
@@ -45,6 +46,11 @@ class Ledger(TorchDispatchMode):
         self._phase = ""
         self._vocabulary = vocabulary
         self._places: dict[int, tuple[int, str]] = {}
+
+    @property
+    def most(self) -> int:
+        """Bytes on the device in the phase that needs most."""
+        return max(map(on_device, self.peaks.values()))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -68,7 +74,7 @@ class Ledger(TorchDispatchMode):
 
     def assign(self, tensors: Sequence[Tensor], part: str) -> None:
         """From now on these tensors are for `part`, whether they were counted before or not."""
-        for place, storage in storages_of(tensors, KIND):
+        for place, storage in _storages(tensors):
             if place in self._places:
                 size, before = self._places[place]
                 self.held[before] -= size
@@ -82,18 +88,22 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run the operation; what it gives that did not come with its arguments is new."""
+        if func is DEVICE:
+            return CPU
         if func is READ:
             return args[0].dtype == torch.bool or (1.0 if args[0].is_floating_point() else 1)
         if func is torch.ops.aten.split.Tensor and args[1] >= 1 << 16:
             # pieces of inner products, a hundred thousand of a large model's: none takes memory
             args = (args[0], args[0].numel(), *args[2:])
-        given = {place for place, _ in storages_of((args, kwargs), KIND)}
         result = func(*args, **(kwargs or {}))
-        for place, storage in storages_of(result, KIND):
-            if place not in given and place not in self._places:
-                wide = self.part == ACTIVATIONS and _width(result) == self._vocabulary
-                self._add(place, storage, LOGITS if wide else self.part)
-        self._look()
+        unknown = [x for x in _storages(result) if x[0] not in self._places]
+        if unknown:
+            given = {place for place, _ in _storages((args, kwargs))}
+            wide = self.part == ACTIVATIONS and _width(result) == self._vocabulary
+            for place, storage in unknown:
+                if place not in given and place not in self._places:
+                    self._add(place, storage, LOGITS if wide else self.part)
+            self._look()
         return result
 
     def _add(self, place: int, storage: torch.UntypedStorage, part: str) -> None:
@@ -114,6 +124,13 @@ class Ledger(TorchDispatchMode):
 def on_device(held: Held) -> int:
     """Bytes in all but what lies on the host."""
     return sum(held.values()) - held[ON_HOST]
+
+
+def _storages(tree: Any) -> list[tuple[int, torch.UntypedStorage]]:
+    """The memory below a nested structure's tensors, each with what names it while it lives."""
+    leaves = [tree] if isinstance(tree, Tensor) else tree_leaves(tree)
+    storages = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
+    return [(storage._cdata, storage) for storage in storages]  # noqa: SLF001 - its only name
 
 
 def _width(result: Any) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from framework import Benchmark, UnlearningTrainer
 from framework.averaging import WeightAveraging
@@ -22,7 +22,7 @@ from framework.config import choices, compose, describe, plain
 from framework.engine import Engine
 from framework.errors import ConfigError, require
 from framework.evaluation.attacks.attack import Attack
-from framework.loading import ModelSource
+from framework.loading import TOKENS_PER_MICRO_BATCH, ModelSource
 from framework.optimizers import Optimizer
 from framework.parts import Perturbation, Selection, Weighting
 from framework.schema import untyped
@@ -53,6 +53,8 @@ KINDS: Mapping[str, type] = {
     "attack": Attack,
 }
 """What the class of each group's choice must be."""
+FITTED = {"tokens_per_micro_batch": TOKENS_PER_MICRO_BATCH, "gradient_checkpointing": False}
+"""The settings of a model that `auto` fits to a GPU's memory, and what they are without one."""
 PARTS = ("selection", "perturbation", "weighting", "averaging")
 """The groups that a run is named by beside its method."""
 
@@ -202,9 +204,29 @@ def _filled(config: DictConfig) -> list[str]:
         filled.append(f"precision={'bf16' if torch.cuda.is_available() else 'fp32'}")
     if "optimizer" in config and config.optimizer.get("learning_rate", 0.0) is None:
         filled.append(f"optimizer.learning_rate={5e-4 if is_tiny(config) else 1e-5}")
+    if "model" in config and (is_tiny(config) or not torch.cuda.is_available()):
+        filled += [f"model.{name}={json.dumps(FITTED[name])}" for name in to_fit(config)]
     if "output" in config and config.output is None and "trainer" in config:
         filled.append(f"output=runs/{run_name(config)}")
     return filled
+
+
+def to_fit(config: DictConfig) -> list[str]:
+    """The settings of the model that are to be fitted to the memory there is."""
+    return [name for name in FITTED if config.model.get(name) == "auto"]
+
+
+def with_model(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+    """The config with these settings of its model."""
+    changed = OmegaConf.merge(config, {"model": dict(settings)})
+    assert isinstance(changed, DictConfig)
+    OmegaConf.set_readonly(changed, value=True)
+    return changed
+
+
+def as_begun(config: DictConfig, earlier: DictConfig) -> DictConfig:
+    """The config with what an earlier start of the run was fitted to."""
+    return with_model(config, {name: earlier.model.get(name, "auto") for name in to_fit(config)})
 
 
 def is_sharded(config: DictConfig) -> bool:
@@ -258,6 +280,7 @@ def _chosen(config: DictConfig) -> list[str]:
 
 def check_same(config: DictConfig, earlier: DictConfig) -> None:
     """Refuse to go on with a run under other settings than it was begun with."""
+    config = as_begun(config, earlier)
     for key in config:
         if key not in REPEATABLE and config[key] != earlier.get(key):
             changed = _first_difference(str(key), config[key], earlier.get(key))

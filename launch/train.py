@@ -25,6 +25,7 @@ from framework.errors import RunExistsError
 from framework.evaluation.benchmark import Benchmark, Evaluation
 from framework.lock import locked
 from framework.loop import Loop, train
+from framework.memory import device_memory
 from framework.stopping import Asked, Stopping
 from framework.terminal import say
 from framework.time_limit import TimeLimit
@@ -33,6 +34,7 @@ from framework.watchdog import watching
 from .assembly import Assembly, assemble, check, check_after
 from .dry_run import dry_run
 from .entry import run_entry
+from .fitted import fitted
 from .kept_model import KeptModel, Watch, check_best
 from .outcome import (
     evaluation_of,
@@ -50,6 +52,7 @@ from .outcome import (
 from .prepare import prepare, prepared
 from .settings import (
     RunSettings,
+    as_begun,
     check_same,
     is_sharded,
     label,
@@ -72,7 +75,7 @@ def main(arguments: list[str]) -> None:
         dry_run(config, benchmark)
         return
     folder = Path(config.output)
-    check_output(config, folder)
+    config = as_begun_there(config, folder)
     if is_finished(folder) and not _goes_on(folder):
         if distributed.launcher_rank() == 0:
             cut = "was cut by its time limit and has no checkpoint to go on from"
@@ -90,6 +93,7 @@ def main(arguments: list[str]) -> None:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "reference", ignore_errors=True)
         distributed.barrier()
+        config = distributed.on_rank_zero(lambda: fitted(config, benchmark, device_memory()))
         parts = assemble(config, benchmark, folder=folder)
         if distributed.is_main():
             save(config, folder / "config.yaml")
@@ -207,16 +211,21 @@ def ended_early(asked: signal.Signals, step: int) -> None:
     raise SystemExit(128 + asked)
 
 
-def check_output(config: DictConfig, folder: Path) -> None:
-    """Refuse to write over a run, or to go on with one under other settings."""
+def as_begun_there(config: DictConfig, folder: Path) -> DictConfig:
+    """The config, as far as it is fitted that of the folder's run.
+
+    Refuses to write over a run, or to go on with one under other settings.
+    """
     if not (folder / "config.yaml").is_file():
-        return
+        return config
     if config.resume == "never":
         raise RunExistsError(
             f"{folder} already holds a run; choose another output=..., or go on with it: "
             "resume=auto"
         )
-    check_same(config, load(folder / "config.yaml"))
+    earlier = load(folder / "config.yaml")
+    check_same(config, earlier)
+    return as_begun(config, earlier)
 
 
 def resume(config: DictConfig, checkpoints: Checkpoints, parts: Assembly, tracker: Tracker) -> None:

@@ -29,6 +29,7 @@ from framework.averaging import WeightAveraging
 from framework.combined import CombinedModel
 from framework.data import Rows
 from framework.engine import Engine
+from framework.loading import recompute
 from framework.method import reference_needed
 from framework.optimizers import Optimizer
 from framework.parts import Plan
@@ -67,6 +68,8 @@ class Case:
     automatic_every: int = 0
     chunked: bool = False
     """Whether the output head's logits come in chunks under ZeRO; in one process they do not."""
+    recomputed: bool = False
+    """Whether the decoder blocks' activations are recomputed under ZeRO; in one process not."""
     composition: str = ""
     """As `compositions.Composition`, blanks between; says all but stage and tokens."""
 
@@ -116,7 +119,10 @@ def begun(
         tiny.step_rows(STEPS, ROWS, prefers=pairs), tiny.SELECTIONS[case.selection]()
     )
     optimizer = tiny.optimizer(case.optimizer, clip=case.clip, automatic_every=case.automatic_every)
-    engine = engine_of(tiny.language_model(tied=case.tied, tuning=case.tuning), optimizer)
+    model = tiny.language_model(tied=case.tied, tuning=case.tuning)
+    if case.recomputed:
+        recompute(model.module)
+    engine = engine_of(model, optimizer)
     kind, settings = tiny.METHODS[case.method]
     needed = reference_needed(kind, kind.Config(**settings))  # type: ignore[arg-type]
     # what is kept is read off the trained model; whole, it is that model too, its adapters off
@@ -212,7 +218,7 @@ def local(case: Case) -> Trained:
     In fp32 the rows are cut into other micro-batches than the ranks', which must not matter. In
     bf16 each micro-batch's gradient is rounded, so there they are the ranks' own.
     """
-    return _local(replace(case, stage="0", offload="none", chunked=False))
+    return _local(replace(case, stage="0", offload="none", chunked=False, recomputed=False))
 
 
 @cache

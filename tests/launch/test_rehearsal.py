@@ -25,7 +25,6 @@ from memory_worker import Case, measured, rehearsed  # noqa: E402 - it lies besi
 ROOT = FOLDER.parents[1]
 
 LOCAL = [
-    Case(),
     Case(precision="bf16", tokens=400),
     Case(method="npo", weighting="blur", perturbation="sam", rows=2),
     Case(method="npo_kl", rows=4),
@@ -35,11 +34,9 @@ LOCAL = [
 ZERO = [
     Case("0"),
     Case("1", precision="bf16"),
-    Case("2"),
     Case("2", precision="bf16", rows=2, bucket=100_000_000),
     Case("3", tokens=400),
     Case("3", method="npo", weighting="blur", perturbation="sam", precision="bf16"),
-    Case("3", method="npo_kl", tuning="lora"),
 ]
 
 

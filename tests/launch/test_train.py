@@ -431,9 +431,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(shell, tmp_path: P
     assert sorted(shell.cache.glob("*")) == before
 
 
-def test_a_dry_run_of_a_7b_model_needs_its_config_alone(shell, tmp_path: Path) -> None:
+def test_a_dry_run_of_a_large_model_needs_its_config_alone(shell, tmp_path: Path) -> None:
     (tmp_path / "7b").mkdir()
-    LlamaConfig().save_pretrained(tmp_path / "7b")
+    LlamaConfig(num_hidden_layers=4).save_pretrained(tmp_path / "7b")  # of the first Llama's 32
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ended = shell.run(
         "train",
@@ -443,6 +443,6 @@ def test_a_dry_run_of_a_7b_model_needs_its_config_alone(shell, tmp_path: Path) -
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
     assert ended.code == 0, ended.err
-    assert "6,738,415,616" in ended.out
+    assert "1,071,681,536" in ended.out
     assert not (tmp_path / "run").exists()
-    assert grown < 2e9, "the weights, 13 GB, were made"
+    assert grown < 1e9, "the weights, 2 GB, were made"
