@@ -31,7 +31,14 @@ On a CPU, a step of a 1B's proportions was 2 % longer in chunks at 3 million log
 less); of the head alone, 1.32 times as long at 3 million, 1.07 to 1.13 from 8 to 17 million.
 """
 CHUNK = 2**21
-"""Logits that are there at once where there are more: of those from 2**18 to 2**23 the fastest."""
+"""Logits that are there at once where there are more: of those from 2**18 to 2**23 the fastest,
+for 12,032 words."""
+TOKENS = {"cpu": 64}
+"""Tokens of a chunk at least, whatever the vocabulary; elsewhere 512 (of 128,256 words 0.26 GB).
+
+Every chunk reads the head's weights, and a function's backward pass reads and writes their gradient
+as well. On a CPU chunks of 16 tokens of 128,256 words took 1.2 times as long as 64 (2.88 s, 2.34 s;
+with 261: 2.82 s). A GPU needs hundreds for its products to outweigh that traffic; not measured."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Head:
     def of_logits(self, function: PerToken) -> Tensor:
         """[S, ...] what the function gives, chunk by chunk."""
         if not torch.is_grad_enabled():
-            return torch.cat([function(self.at(c).logits(), c) for c in _pieces(*self._size())])
+            return torch.cat([function(self.at(c).logits(), c) for c in self._chunks()])
         if self._whole():
             return function(self.logits(), slice(0, self._size()[0]))
         return self._chunked(_OfLogits, function)
@@ -84,10 +91,16 @@ class Head:
         assert self.layer is not None
         return len(self.given()), self.layer.out_features
 
+    def _chunks(self) -> Iterator[slice]:
+        """The places of the scored tokens, chunk by chunk."""
+        return _tokens(self.given() if self.table is None else self.table, self._size()[1])
+
     def _whole(self) -> bool:
         """Whether all logits are to be there at once, or are."""
         tokens, vocabulary = self._size()
-        return self.table is not None or tokens * vocabulary <= WHOLE
+        if self.table is not None or tokens * vocabulary <= WHOLE:
+            return True
+        return tokens <= _least(self.given().device)
 
     def _chunked(self, kind: type[torch.autograd.Function], what: PerToken | Tensor) -> Tensor:
         assert self.layer is not None
@@ -138,9 +151,19 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - data_ptr is 0 for all of those
 
 
-def _pieces(length: int, width: int) -> Iterator[slice]:
-    """Slices of `length`, one at least, each of so many times `width` as CHUNK allows, or once."""
-    step = max(1, CHUNK // width)
+def _tokens(states: Tensor, vocabulary: int) -> Iterator[slice]:
+    """The places of tokens, chunk by chunk."""
+    return _pieces(len(states), vocabulary, least=_least(states.device))
+
+
+def _least(device: torch.device) -> int:
+    """Tokens of a chunk at least."""
+    return TOKENS.get(device.type, 512)
+
+
+def _pieces(length: int, width: int, *, least: int = 1) -> Iterator[slice]:
+    """Slices of `length`, one at least: of `least`, or of as many times `width` as CHUNK allows."""
+    step = max(least, CHUNK // width)
     return (slice(start, min(start + step, length)) for start in range(0, max(length, 1), step))
 
 
@@ -157,8 +180,8 @@ class _OfLogits(torch.autograd.Function):
         """[S, ...]."""
         ctx.save_for_backward(states, weight, bias)
         ctx.function = function
-        chunks = _pieces(len(states), len(weight))
-        return torch.cat([function(linear(states[c], weight, bias).float(), c) for c in chunks])
+        places = _tokens(states, len(weight))
+        return torch.cat([function(linear(states[c], weight, bias).float(), c) for c in places])
 
     @staticmethod
     @once_differentiable
@@ -168,7 +191,7 @@ class _OfLogits(torch.autograd.Function):
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         of_weight = _zeros_like(weight) if ctx.needs_input_grad[1] else None
         of_bias = _zeros_like(bias) if ctx.needs_input_grad[2] else None
-        for chunk in _pieces(len(states), len(weight)):
+        for chunk in _tokens(states, len(weight)):
             logits = linear(states[chunk], weight, bias).float().requires_grad_()
             with torch.enable_grad():
                 values = ctx.function(logits, chunk)
@@ -201,7 +224,7 @@ class _TokenLogProbs(torch.autograd.Function):
     ) -> Tensor:
         """[S]."""
         sums, taken = [], []
-        for chunk in _pieces(len(states), len(weight)):
+        for chunk in _tokens(states, len(weight)):
             logits = linear(states[chunk], weight, bias).float()
             sums.append(logits.logsumexp(-1))
             taken.append(logits.gather(-1, targets[chunk, None])[:, 0])

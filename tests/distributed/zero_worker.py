@@ -255,12 +255,12 @@ def sharded(case: Case) -> tuple[ZeroEngine, Trained]:
 @contextmanager
 def in_chunks() -> Iterator[None]:
     """Inside, of the head's logits a few tokens' are there at once, or a few of the vocabulary."""
-    before = head.WHOLE, head.CHUNK
-    head.WHOLE, head.CHUNK = 0, 5 * tiny.VOCABULARY
+    before = head.WHOLE, head.CHUNK, head.TOKENS
+    head.WHOLE, head.CHUNK, head.TOKENS = 0, 5 * tiny.VOCABULARY, {"cpu": 1}
     try:
         yield
     finally:
-        head.WHOLE, head.CHUNK = before
+        head.WHOLE, head.CHUNK, head.TOKENS = before
 
 
 def measure(case: Case) -> dict[str, Any]:

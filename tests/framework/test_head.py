@@ -32,6 +32,7 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Logits one token or one entry of the vocabulary at a time, or a few; or all in one table."""
     for name, value in zip(("WHOLE", "CHUNK"), request.param, strict=True):
         monkeypatch.setattr(head_file, name, value)
+    monkeypatch.setattr(head_file, "TOKENS", {"cpu": 1})
 
 
 def layer(*, bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, Tensor]:
@@ -126,6 +127,7 @@ def test_a_second_backward_pass_gives_the_same_and_no_tensor_given_is_changed(ch
 def test_of_chunks_an_eighth_of_all_logits_is_there_at_once(monkeypatch, function):
     monkeypatch.setattr(head_file, "WHOLE", 0)
     monkeypatch.setattr(head_file, "CHUNK", len(MANY) * 32)
+    monkeypatch.setattr(head_file, "TOKENS", {"cpu": 1})
     head, states = nn.Linear(8, 2048), torch.randn(len(MANY), 8, requires_grad=True)
     with peak_bytes(torch.device("cpu")) as peak:
         function(Head(states, head)).sum().backward()
@@ -284,3 +286,15 @@ def test_nothing_else_is_read_inside_and_everything_again_after():
             [one, *members(tiny.rows(4, name="x"), share=False)], lambda: torch.zeros(())
         )
     assert torch.equal(model.token_log_probs(one), model.token_log_probs(replace(one)))
+
+
+@pytest.mark.parametrize(("tokens", "chunks"), [(64, [64]), (200, [64, 64, 64, 8])])
+def test_a_chunk_has_sixty_four_tokens_at_least_however_many_words_there_are(tokens, chunks):
+    head, states, seen = nn.Linear(1, 2**19), torch.randn(tokens, 1, requires_grad=True), []
+
+    def first(logits: Tensor, place: slice) -> Tensor:
+        seen.append(place.stop - place.start)
+        return logits[:, 0]
+
+    Head(states, head).of_logits(first)
+    assert seen == chunks
