@@ -8,6 +8,12 @@ import sys
 import torch
 
 GIB = 1 << 30
+MIB = 1 << 20
+
+
+def in_words(size: int) -> str:
+    """A number of bytes, in the unit that leaves something before the point."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
 
 
 def peak_memory_gib() -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .data import Row, Rows, laid_out
-from .distributed import on_all_ranks, on_rank_zero
+from .distributed import on_all_ranks, on_rank_zero, world_size
 from .errors import ConfigError
 from .gradient_norms import ADAPTER
 from .head import Head
@@ -48,6 +48,12 @@ MORE_THAN_A_HEAD = (
 )
 FORMAT = 1
 """Of what is stored: counted up with every change of what the numbers mean."""
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of as many bytes as a weight."""
+MIX = -1640531535
+"""An odd number of well mixed bits: 2**32 over the golden ratio, as an int32."""
+MIXED = 2**20
+"""Weights that are mixed at once."""
 
 
 class Reference(ABC):
@@ -104,8 +110,8 @@ class CachedReference(Reference):
         """Read with `model` as it is now what is asked of the rows; preferred answers' too.
 
         With a `folder`, a restart of the run finds the values of its first start there, to the bit;
-        with a `cache`, so does another run with the same weights and rows. Every rank must call
-        this. Raises CheckpointError when `folder` is of other rows or weights.
+        with a `cache`, so does another run with the same weights and rows that are read alike.
+        Every rank must call this. Raises CheckpointError when `folder` is of other rows or weights.
         """
         weights = "" if folder is None else weights_key(model)
         head = frozen_head(model) if "logits" in asked else None
@@ -127,7 +133,8 @@ class CachedReference(Reference):
                     values = in_memory(found, counted_tokens(rows))
                 else:
                     of = (weights, layer if kind == "states" else None)
-                    values = _stored(found, rows, kind, of, folder=folder, cache=cache)
+                    like = (model.tokens_per_micro_batch, world_size(), model.device.type)
+                    values = _stored(found, rows, kind, of, like, folder=folder, cache=cache)
             tables[kind] = TokenTable(rows, values, model.device)
         return cls(tables, layer=layer, head=head)
 
@@ -192,17 +199,23 @@ def _stored(
     rows: Sequence[Row],
     kind: Asked,
     of: tuple[object, ...],
+    like: tuple[object, ...],
     *,
     folder: Path,
     cache: Path | None,
 ) -> Values:
-    """The values in the run's folder; where they are not yet, of another run, or as they come."""
+    """The values in the run's folder; where they are not yet, of another run, or as they come.
+
+    `of`: what they are of; `like`: what their last bits depend on besides, so that another run
+    finds the very bits that it would have read.
+    """
     digest = hashlib.sha256(repr((FORMAT, kind, of)).encode())
     for row in rows:
         digest.update(repr((row.id, row.input_ids, row.weights)).encode())
     key = digest.hexdigest()
     file = folder / f"{kind}.safetensors"
-    shared = None if cache is None else cache / f"{key}.safetensors"
+    digest.update(repr(like).encode())
+    shared = None if cache is None else cache / f"{digest.hexdigest()}.safetensors"
 
     def is_there() -> bool:
         return file.is_file() or (shared is not None and take(shared, file, key))
@@ -226,8 +239,8 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
 def weights_key(model: LanguageModel) -> str:
     """A name for the weights, adapters apart, and for what else the model's numbers depend on.
 
-    Every row of every matrix counts by the exclusive or of its bits, which reads a model as fast as
-    memory can, where it lies. Every rank must call this.
+    Every row of every matrix counts by a sum over its mixed bits, which reads a model about as fast
+    as memory can, where it lies. Every rank must call this.
     """
     settings = model.module.config.to_dict()
     for name in ("_name_or_path", "transformers_version"):
@@ -236,10 +249,28 @@ def weights_key(model: LanguageModel) -> str:
     for name, weights in model.module.named_parameters():
         if ADAPTER not in name:
             with model.gathered([weights]):
-                rows = torch.hash_tensor(weights.detach(), dim=-1)
                 digest.update(f"{tuple(weights.shape)} {weights.dtype}".encode())
-                digest.update(rows.cpu().numpy().tobytes())
+                digest.update(_row_sums(weights.detach()).cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _row_sums(weights: Tensor) -> Tensor:
+    """Of each row of a matrix, an integer sum that every bit and its place counts in.
+
+    Of a single row, its bits. Odd factors tell the places apart; a plain sum of products would not
+    see the signs of an even number of weights, whose highest bits carry out, hence the shift.
+    """
+    bits = weights.contiguous().view(BITS[weights.element_size()])
+    if bits.dim() < 2:
+        return bits
+    bits = bits.flatten(0, -2)
+    factors = (2 * torch.arange(bits.shape[-1], dtype=torch.int32, device=bits.device) + 1) * MIX
+    sums = []
+    for rows in bits.split(max(1, MIXED // bits.shape[-1])):
+        mixed = rows * factors
+        mixed ^= mixed >> 15
+        sums.append(mixed.sum(-1, dtype=torch.int32))
+    return torch.cat(sums)
 
 
 def frozen_head(model: LanguageModel) -> FrozenHead:

@@ -26,7 +26,7 @@ from .data import Row, Rows
 from .distributed import all_gather_objects, on_rank_zero
 from .errors import CheckpointError
 from .language_model import LanguageModel
-from .memory import GIB
+from .memory import GIB, in_words
 from .terminal import say
 
 Pieces = Sequence[tuple[int, Tensor]]
@@ -146,6 +146,7 @@ def write(found: Iterator[Pieces], tokens: int, file: Path, key: str) -> None:
 
     def in_place() -> None:
         with _told(file):
+            _synced(partial)
             partial.replace(file)
 
     for pieces in found:
@@ -160,12 +161,12 @@ def _begin(file: Path, tokens: int, like: Tensor, key: str) -> int:
     free = shutil.disk_usage(file.parent).free
     if size > free:
         raise CheckpointError(
-            f"what is kept of the model before unlearning needs {size / GIB:.1f} GiB in "
-            f"{file.parent}, where {free / GIB:.1f} GiB are free; free some space, or set "
+            f"what is kept of the model before unlearning needs {in_words(size)} in "
+            f"{file.parent}, where {in_words(free)} are free; free some space, or set "
             "trainer.reference=frozen to keep the whole model instead"
         )
     if size >= LARGE:
-        say(f"reference: {size / GIB:.1f} GiB of the model before unlearning go to {file.parent}")
+        say(f"reference: {in_words(size)} of the model before unlearning go to {file.parent}")
     about = {"dtype": NAMES[like.dtype], "shape": [tokens, *like.shape[1:]]}
     header = json.dumps(
         {"__metadata__": {"key": key}, "values": {**about, "data_offsets": [0, size]}}
@@ -206,6 +207,7 @@ def take(shared: Path, file: Path, key: str) -> bool:
         return False
     with _told(file):
         _link(shared, file)
+    say(f"reference: taken from {shared}")
     return True
 
 
@@ -226,9 +228,16 @@ def _link(old: Path, new: Path) -> None:
             os.link(old, partial)
         except OSError:  # another disk, or one that knows no links
             shutil.copyfile(old, partial)
+            _synced(partial)
         partial.replace(new)
     finally:  # a rename onto another name of the same file leaves both
         partial.unlink(missing_ok=True)
+
+
+def _synced(file: Path) -> None:
+    """On disk: under its own name a file of holes would pass for a whole one."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -259,8 +260,19 @@ def nudged() -> LanguageModel:
     return model
 
 
+def altered(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> LanguageModel:
+    """The tiny model with one parameter of its last block changed."""
+    model = tiny.language_model()
+    weight = model.module.model.layers[1].get_parameter(name).data
+    weight.copy_(change(weight.clone()))
+    return model
+
+
 OTHERS: dict[str, Callable[[], LanguageModel]] = {
     "weights": nudged,
+    "signs": lambda: altered("mlp.up_proj.weight", torch.neg),
+    "order": lambda: altered("mlp.up_proj.weight", lambda weight: weight.flip(1)),
+    "a constant": lambda: altered("input_layernorm.weight", lambda weight: 2 * weight),
     "precision": lambda: _cast(tiny.language_model()),
     "settings": lambda: tiny.language_model(rms_norm_eps=1e-4),
 }
@@ -282,13 +294,24 @@ def test_the_numbers_of_another_model_are_refused_and_not_shared(tmp_path, other
 
 
 @pytest.mark.parametrize("tuning", ["full", "layers", "lora"])
-def test_another_run_with_the_same_weights_and_rows_reads_nothing(tmp_path, tuning):
+def test_another_run_with_the_same_weights_and_rows_reads_nothing(tmp_path, capsys, tuning):
     cache = tmp_path / "cache"
     first = of(tiny.language_model(), ROWS, tmp_path / "first", cache)
     model = tiny.language_model(tuning=tuning)
     read = reads_of(model)
     assert of(model, ROWS, tmp_path / "second", cache) == first
     assert read == []
+    assert capsys.readouterr().err.startswith(f"reference: taken from {cache}/")
+
+
+def test_a_run_that_would_read_other_bits_does_not_take_those_of_another(tmp_path):
+    cache, batch, model = tmp_path / "cache", Rows.pack(ROWS), tiny.language_model()
+    cached(model, folder=tmp_path / "a", cache=cache)
+    model.tokens_per_micro_batch = 20
+    right, read = whole(cached(model), batch), reads_of(model)
+    mine = whole(cached(model, folder=tmp_path / "b", cache=cache), batch)
+    assert len(read) > 3
+    assert all(torch.equal(a, b) for a, b in zip(mine, right, strict=True))
 
 
 def test_without_the_cache_a_run_still_has_its_numbers(tmp_path):
@@ -335,8 +358,20 @@ def test_a_disk_without_room_is_told_in_one_line_before_anything_is_written(tmp_
 def test_a_large_file_is_announced(tmp_path, capsys):
     found = iter([[(0, torch.zeros(1, 2**16))]])
     write(found, 1200, tmp_path / "states.safetensors", "key")
-    assert capsys.readouterr().err.startswith("reference: 0.3 GiB of the model before")
+    assert capsys.readouterr().err.startswith("reference: 300.0 MiB of the model before")
     assert (tmp_path / "states.safetensors").stat().st_blocks * 512 < 2**20  # a file of holes
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write(iter([[(0, torch.zeros(2, 32))]]), 2, tmp_path / "states.safetensors", "key")
+    assert synced == ["states.partial"]
 
 
 def test_other_preferred_answers_are_other_rows(tmp_path):
