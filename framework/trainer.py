@@ -298,8 +298,8 @@ class UnlearningTrainer(Method):
             losses = ", ".join(f"{name} loss {value:g}" for name, value in found.losses.items())
             raise NonFiniteError(
                 "the gradient became NaN or infinite at step "
-                f"{self.steps_done + ahead - found.skipped} ({losses}); the weights of the step "
-                "before are untouched; lower optimizer.learning_rate, or set "
+                f"{self.steps_done + ahead - found.skipped + 1} ({losses}); the weights are those "
+                "from before it; lower optimizer.learning_rate, or set "
                 "trainer.on_nonfinite=skip"
             )
         self.skipped_steps += found.skipped

@@ -64,7 +64,7 @@ def check_nan(run: Run, fault: str, policy: str) -> None:
         return
     must(set(codes) == {2}, f"exit codes {codes}\n{run.told()}")
     must(step == AT - AT % 2, f"the newest checkpoint is of step {step}")
-    told = f"error: the gradient became NaN or infinite at step {AT} ("
+    told = f"error: the gradient became NaN or infinite at step {AT + 1} ("
     must(run.told().count(told) == 1, f"it says:\n{run.told()}")
     run.finish()  # without the fault
 

@@ -294,7 +294,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_touches_a_weight(
     tiny.train(trainer, PLAN[:1], tokens=30)
     before = weights_of(trainer)
     tiny.train(trainer, PLAN[1:2], tokens=30)
-    with pytest.raises(NonFiniteError, match=r"step 1 \(forget loss -inf, retain loss [0-9.]+\)"):
+    with pytest.raises(NonFiniteError, match=r"step 2 \(forget loss -inf, retain loss [0-9.]+\)"):
         trainer.metrics()
     assert equal(before, weights_of(trainer))
 
@@ -336,7 +336,7 @@ def test_nobody_looks_for_steps_and_the_weights_stay_those_before_the_first_bad_
     assert trainer.steps_done == 4
     assert equal(before, weights_of(trainer))
     with pytest.raises(
-        NonFiniteError, match=r"at step 1 \(forget loss -inf, retain loss [0-9.]+\)"
+        NonFiniteError, match=r"at step 2 \(forget loss -inf, retain loss [0-9.]+\)"
     ):
         trainer.finish()
     assert equal(before, weights_of(trainer))
@@ -353,7 +353,7 @@ def test_skipped_steps_are_counted_however_late_somebody_looks():
 def test_a_checkpoint_is_not_written_over_a_step_that_was_not_finite(tmp_path):
     trainer = made(tiny.BreaksOnce)
     tiny.train(trainer, PLAN[:2], tokens=30)
-    with pytest.raises(NonFiniteError, match="at step 1 "):
+    with pytest.raises(NonFiniteError, match="at step 2 "):
         Checkpoints(tmp_path).save(trainer.engine, trainer)
     assert list(tmp_path.iterdir()) == []
 

@@ -388,7 +388,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(
         *("optimizer.learning_rate=1e30", "optimizer.max_gradient_norm=null"),
     )
 
-    assert said.startswith("the gradient became NaN or infinite at step 1 (forget loss ")
+    assert said.startswith("the gradient became NaN or infinite at step 2 (forget loss ")
     assert said.endswith("lower optimizer.learning_rate, or set trainer.on_nonfinite=skip")
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (run / "model").exists()
