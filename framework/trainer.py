@@ -224,8 +224,9 @@ class UnlearningTrainer(Method):
             def loss() -> Tensor:
                 place = (self.steps_done, index, rank())
                 seed_draws(counter_seed(self.seed, *place), self.model.device)
-                if len(members) == 1:
+                if not self._together:
                     return share()
+                # an objective that is alone, too: each rank makes one pass, whatever it reads
                 return self.model.together(list(members.values()), share)
 
             return loss

@@ -255,6 +255,24 @@ def test_a_step_is_one_pass_over_what_its_rows_do_not_share():
         assert len(distinct) <= sum(map(len, rows)) - 6 * (len(rows) - 1)  # heads and first tokens
 
 
+class ReadsTwice(GradDiff):
+    """Its forget loss asks the model about its rows twice."""
+
+    def forget_loss(self, rows: Rows) -> torch.Tensor:
+        largest = self.model.of_logits(rows, lambda logits, chunk: logits.amax(-1))
+        return super().forget_loss(rows) + rows.token_mean(largest)
+
+
+def test_a_micro_batch_is_one_pass_however_often_a_loss_reads_it_and_whoever_is_alone_in_it():
+    run, step = joined(ReadsTwice)
+    run.model.tokens_per_micro_batch = 40
+    batches = run.micro_batches(step, 1)
+    assert {tuple(batch) for batch in batches} >= {("forget",), ("forget", "retain")}
+    passes = reading(run)
+    run.step(batches, learning_rate=0.1)
+    assert passes == [next(iter(batch.values())).input_ids.numel() for batch in batches]
+
+
 def test_pairs_share_their_question():
     run, _ = joined(DPO)
     pairs = [
