@@ -64,7 +64,7 @@ def train(
     trainer.begin(Plan(loop.steps, sampler.steps_per_epoch))
     limit.begin(done=first, steps=loop.steps)
     model.module.train()
-    batches, size = _read_in(first, trainer, sampler)
+    batches, size = _read_in(first, trainer, sampler, loop)
     tokens, since = 0, time.perf_counter()
     with Progress(description, loop.steps, done=first) as bar:
         while trainer.steps_done < loop.steps and limit.room_for("step"):
@@ -73,13 +73,13 @@ def train(
                 left.at_a_signal()
                 return asked
             rate = trainer.optimizer.learning_rate(trainer.steps_done, loop.steps)
-            # with what is logged: a GPU is waited for there, and the step was only begun before
+            # with what is logged, or is settled: a GPU is waited for there, not in what comes next
             with limit.timed("step"):
                 trainer.step(batches, learning_rate=rate)
                 done = trainer.steps_done
                 tokens += size
                 # while a GPU takes the step, and before what is logged waits for it
-                batches, size = _read_in(done, trainer, sampler)
+                batches, size = _read_in(done, trainer, sampler, loop)
                 shown: dict[str, float | str] = {}
                 if _due(done, loop.log_every, loop.steps):
                     metrics = trainer.metrics()
@@ -89,6 +89,8 @@ def train(
                     shown = _shown(metrics, trainer.objectives)
                     if tracker is not None:
                         tracker.log(done, metrics)
+                elif limit:
+                    trainer.settle()
             bar.advance(1, **shown)
             limit.forecast(done)
             if left.after(done):
@@ -101,9 +103,11 @@ def train(
 
 
 def _read_in(
-    step: int, trainer: UnlearningTrainer, sampler: ForgetRetainSampler
+    step: int, trainer: UnlearningTrainer, sampler: ForgetRetainSampler, loop: Loop
 ) -> tuple[Batches, int]:
-    """What this rank reads in a step, and the tokens of all ranks' rows."""
+    """What this rank reads in a step, and the tokens of all ranks' rows; beyond the end nothing."""
+    if step >= loop.steps:
+        return [], 0
     rows = sampler[step]
     size = sum(row.tokens for chosen in rows.values() for row in chosen)
     return trainer.micro_batches(rows, step), size

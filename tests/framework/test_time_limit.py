@@ -46,6 +46,8 @@ class Run:
         )
         self.checkpoints = Checkpoints(folder)
         self.slow = 1000, 0.0  # every so many steps take so many seconds more
+        self.begun = 0.0  # seconds of steps that a device still has to take
+        self.queues = False
         self.kept: list[tuple[int, float]] = []
         self.measured: list[int] = []
         taken = self.trainer.step
@@ -53,10 +55,21 @@ class Run:
         def step_(batches: Batches, *, learning_rate: float) -> None:
             taken(batches, learning_rate=learning_rate)
             every, longer = self.slow
-            self.clock.now += self.seconds["step"]
-            self.clock.now += longer * (self.trainer.steps_done % every == 0)
+            self.begun += self.seconds["step"] + longer * (self.trainer.steps_done % every == 0)
+            if not self.queues:
+                self.wait()
 
+        def settle() -> None:
+            self.wait()
+            settled()
+
+        settled = self.trainer.settle
         self.trainer.step = step_  # type: ignore[method-assign]
+        self.trainer.settle = settle  # type: ignore[method-assign]
+
+    def wait(self) -> None:
+        self.clock.now += self.begun
+        self.begun = 0.0
 
     def measure(self, step: int) -> None:
         self.clock.now += self.seconds["evaluation"]
@@ -198,11 +211,13 @@ def test_the_limit_that_is_advised_is_enough(tmp_path: Path) -> None:
     assert run.trainer.steps_done > 0
 
 
+@pytest.mark.parametrize("log_every", [1, 4])
 def test_what_will_not_fit_is_said_early(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    log_every: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(tmp_path, step=3.0)
-    run.go(1.0, 400)
+    run.queues = True  # as on a GPU, where a step is begun at once and waited for later
+    run.go(1.0, 400, log_every=log_every)
     first, *_, last = capsys.readouterr().err.splitlines()
 
     done = run.trainer.steps_done
