@@ -185,8 +185,7 @@ class Rows:
     ) -> Rows:
         """Lay `rows` end to end. `totals` defaults to those of these rows alone."""
         totals = StepTotals.of(rows) if totals is None else totals
-        order = range(sum(1 if row.preferred is None else 2 for row in rows))
-        return pack_members([(rows, totals)], order, [0] * len(order), device=device)[0]
+        return pack_members([(rows, totals)], device=device)[0]
 
     def __len__(self) -> int:
         """R, the number of rows that are read: B, and B preferred answers where there are any."""
@@ -262,18 +261,21 @@ class Rows:
 
 def pack_members(
     members: Sequence[tuple[Sequence[Row], StepTotals]],
-    order: Sequence[int],
-    shared: Sequence[int],
     *,
+    order: Sequence[int] | None = None,
+    shared: Sequence[int] | None = None,
     device: torch.device | None = None,
 ) -> list[Rows]:
     """The members of one pack, each of its rows and its step's totals.
 
     `order`: how the rows of all members, laid out one member after another, lie in the pack.
-    `shared`: how many tokens each row of the pack has from the one before it.
+    `shared`: how many tokens each row of the pack has from the one before it. None: as they come,
+    and nothing.
     """
     read = [laid_out(rows) for rows, _ in members]
     every = [row for rows in read for row in rows]
+    order = range(len(every)) if order is None else order
+    shared = [0] * len(every) if shared is None else shared
     pack, paths = _laid(every, order, shared)
     arrays: list[np.ndarray] = []
     start = 0

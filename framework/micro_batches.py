@@ -35,11 +35,7 @@ def micro_batches(
     batches = []
     for parts in cut:
         members = [(rows, totals[name]) for name, rows in parts.items()]
-        if shares:
-            packed = pack_shared(members, device=device)
-        else:
-            order = range(sum(len(laid_out(rows)) for rows in parts.values()))
-            packed = pack_members(members, order, [0] * len(order), device=device)
+        packed = (pack_shared if shares else pack_members)(members, device=device)
         batches.append(dict(zip(parts, packed, strict=True)))
     return batches
 

@@ -48,7 +48,7 @@ def pack_shared(
 ) -> list[Rows]:
     """The members of one pack, what any of their rows share read once."""
     order, shared = by_beginning([row for rows, _ in members for row in laid_out(rows)])
-    return pack_members(members, order, shared, device=device)
+    return pack_members(members, order=order, shared=shared, device=device)
 
 
 def by_beginning(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
