@@ -30,6 +30,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import ConfigError
+
+MORE_THAN_SCORED = (
+    "a loss of this method reads more of the model than its rows' scored positions at the output "
+    "head, and is read together with others; give the method `reads_once` that returns False"
+)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -244,8 +251,9 @@ class Rows:
 
         For losses of logits alone: `targets` means nothing at a row's last position.
         """
-        assert self.keys is None, "a token that rows share is of no one row"
-        assert len(self.lengths) == len(self), "positions of other members' rows are not its own"
+        # a token that rows share is of no one row, and other members' positions are not its own
+        if self.keys is not None or len(self.lengths) != len(self):
+            raise ConfigError(MORE_THAN_SCORED)
         tokens, counted = len(self.input_ids), self.row_weights > 0
         owner = torch.arange(len(self), device=self.input_ids.device)
         owner = owner.repeat_interleave(self.boundaries.diff(), output_size=tokens)

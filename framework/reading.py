@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 
 from . import attention
-from .data import Rows
+from .data import MORE_THAN_SCORED, Rows
 from .errors import ConfigError
 from .head import Head, PerToken, computing, watched
 from .modules import up_to
@@ -116,7 +116,8 @@ class Reader:
     def at_head(self, rows: Rows, function: Callable[[Head], Tensor]) -> Tensor:
         """What the function makes of the output head in a forward pass over `rows`."""
         if self._heads:
-            assert id(rows) in self._heads, "of rows that are read together no others are read"
+            if id(rows) not in self._heads:
+                raise ConfigError(MORE_THAN_SCORED)
             return function(self._heads[id(rows)])
         layer = self.module.get_output_embeddings()
 
@@ -131,7 +132,8 @@ class Reader:
         return function(head)
 
     def _read(self, rows: Rows, **options: Any) -> Any:
-        assert not self._heads, "rows that are read together are read at the head alone"
+        if self._heads:
+            raise ConfigError(MORE_THAN_SCORED)
         return self.forward(
             input_ids=rows.input_ids[None],
             position_ids=rows.position_ids[None],
@@ -156,7 +158,8 @@ class Reader:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """No dropout and no gradients inside."""
-        assert not self._heads, "what is read together is read as it is trained"
+        if self._heads:
+            raise ConfigError(MORE_THAN_SCORED)
         was_training = self.module.training
         self.module.eval()
         try:

@@ -13,7 +13,7 @@ from families import family, language_model
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from framework import FrozenReference, LanguageModel, Row, Rows
+from framework import ConfigError, FrozenReference, LanguageModel, Row, Rows
 from framework import head as head_file
 from framework.head import Head
 from framework.shared import pack
@@ -279,7 +279,7 @@ def test_nothing_else_is_read_inside_and_everything_again_after():
         lambda: model.together([one], lambda: model.log_probs(one).sum()),
     ]
     for reading in refused:
-        with pytest.raises(AssertionError, match="together"):
+        with pytest.raises(ConfigError, match=r"together.*give the method `reads_once`"):
             model.together([one, other], reading)
     with pytest.raises(AssertionError, match="several packs"):
         model.together(

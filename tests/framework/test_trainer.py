@@ -499,6 +499,23 @@ def test_a_method_without_a_forget_loss_says_so():
         tiny.train(made(Silent), PLAN[:1], tokens=30)
 
 
+@pytest.mark.parametrize("what", ["states", "everywhere", "evaluating"])
+def test_a_method_that_reads_more_than_it_says_is_told_so_before_its_first_step(what):
+    class Undeclared(UnlearningTrainer):
+        def forget_loss(self, rows: Rows) -> torch.Tensor:
+            if what == "states":
+                return rows.token_mean(self.states(rows).square().mean(-1))
+            if what == "everywhere":
+                return self.model.token_log_probs(rows.everywhere()).sum()
+            with self.model.evaluating():
+                return rows.token_mean(self.model.token_log_probs(rows))
+
+    run = made(Undeclared, compare_every=10)
+    with pytest.raises(ConfigError, match="give the method `reads_once` that returns False"):
+        tiny.train(run, PLAN[:1], tokens=1000)
+    assert run.steps_done == 0
+
+
 # ---- which reference -----------------------------------------------------------------------------
 
 
