@@ -207,7 +207,6 @@ def take(shared: Path, file: Path, key: str) -> bool:
         return False
     with _told(file):
         _link(shared, file)
-    say(f"reference: taken from {shared}")
     return True
 
 
