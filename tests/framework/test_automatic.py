@@ -70,6 +70,11 @@ def test_a_fit_that_says_nothing_changes_nothing(up, origin, down):
 class Quadratic(Finetune):
     """Retain 1/2 w'Hw, whatever the rows."""
 
+    @classmethod
+    def reads_once(cls, config: Finetune.Config) -> bool:
+        """Not at all: there is no model to read them."""
+        return False
+
     def retain_loss(self, rows: Rows) -> Tensor:
         height = 0.5 * (H * self.model.module.weight.square()).sum()
         return rows.row_mean(height.expand(len(rows)))
