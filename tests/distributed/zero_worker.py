@@ -307,9 +307,9 @@ def scale_of(name: str, metrics: Mapping[str, float]) -> float:
     is, times the other's length over its own: of that size is the least that can be told.
     """
     least = 1.0
-    if name == "train/forget/weight" and "train/forget/gradient_norm" in metrics:
-        own, other = (metrics[f"train/{x}/gradient_norm"] for x in ("forget", "retain"))
-        least = max(least, other / own) if own > 0 else least
+    lengths = [metrics.get(f"train/{x}/gradient_norm", 0.0) for x in ("forget", "retain")]
+    if name == "train/forget/weight" and all(lengths):
+        least = max(least, lengths[1] / lengths[0])
     return max(least, abs(metrics[name]))
 
 
