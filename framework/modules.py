@@ -78,7 +78,7 @@ def embeddings_and_head(module: nn.Module) -> set[str]:
 def drops_out(module: nn.Module) -> bool:
     """Whether any part of it drops something out in training."""
     for part in module.modules():
-        layer = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0  # noqa: SLF001
+        layer = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0  # noqa: SLF001 - all of torch's
         own = [value for name, value in vars(part).items() if "dropout" in name]
         if layer or any(isinstance(value, float) and value > 0 for value in own):
             return True

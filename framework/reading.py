@@ -66,10 +66,6 @@ class Reader:
         """[S] log-probability of each scored token, in nats."""
         return self.at_head(rows, lambda head: head.token_log_probs(rows.targets))
 
-    def final_states(self, rows: Rows) -> Tensor:
-        """[S, D] what the output head is given at the scored positions."""
-        return self.at_head(rows, Head.given)
-
     def log_probs(self, rows: Rows) -> Tensor:
         """[R] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
         return rows.row_sum(self.token_log_probs(rows))

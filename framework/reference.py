@@ -144,14 +144,8 @@ class CachedReference(Reference):
 
     def logits_of(self, rows: Rows) -> Callable[[slice], Tensor]:
         """See `Reference.logits_of`."""
-        states, head = self._table("logits").of(rows), self._head
-        assert head is not None
-
-        def logits(chunk: slice) -> Tensor:
-            with torch.no_grad():
-                return head(states[chunk])
-
-        return logits
+        assert self._head is not None
+        return logits_in_chunks(self._table("logits").of(rows), self._head)
 
     def states(self, rows: Rows, layer: int) -> Tensor:
         """See `Reference.states`."""
@@ -290,6 +284,16 @@ def frozen_head(model: LanguageModel) -> FrozenHead:
             weight = weight.detach().clone()
             bias = None if bias is None else bias.detach().clone()
     return lambda states: linear(states, weight, bias).float()
+
+
+def logits_in_chunks(states: Tensor, head: FrozenHead) -> Callable[[slice], Tensor]:
+    """The logits that a frozen head makes of a slice of `states` [S, D]."""
+
+    def logits(chunk: slice) -> Tensor:
+        with torch.no_grad():
+            return head(states[chunk])
+
+    return logits
 
 
 def _given(head: Head, frozen: FrozenHead | None) -> Tensor:

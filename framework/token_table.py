@@ -9,6 +9,7 @@ values are. It stays on disk: a micro-batch takes its own rows out, and nothing 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -150,7 +151,7 @@ def write(found: Iterator[Pieces], tokens: int, file: Path, key: str) -> None:
             partial.replace(file)
 
     for pieces in found:
-        on_rank_zero(lambda pieces=pieces: on_disk(pieces))  # type: ignore[misc]
+        on_rank_zero(functools.partial(on_disk, pieces))
     on_rank_zero(in_place)
 
 

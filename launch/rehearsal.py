@@ -25,7 +25,13 @@ from framework.engine import Engine, LocalEngine, Loss
 from framework.method import Method, asked_of_reference
 from framework.optimizers import Optimizer
 from framework.parts import Perturbation, Plan, Weighting
-from framework.reference import FrozenHead, FrozenReference, Reference, frozen_head
+from framework.reference import (
+    FrozenHead,
+    FrozenReference,
+    Reference,
+    frozen_head,
+    logits_in_chunks,
+)
 from framework.trainer import UnlearningTrainer
 from framework.vectors import Vector
 
@@ -224,14 +230,8 @@ class _Remembered(Reference):
 
     def logits_of(self, rows: Rows) -> Callable[[slice], Tensor]:
         """See `Reference.logits_of`."""
-        states, head = self.states(rows, 0), self._head
-        assert head is not None
-
-        def logits(chunk: slice) -> Tensor:
-            with torch.no_grad():
-                return head(states[chunk])
-
-        return logits
+        assert self._head is not None
+        return logits_in_chunks(self.states(rows, 0), self._head)
 
     def states(self, rows: Rows, layer: int) -> Tensor:
         """See `Reference.states`."""

@@ -192,7 +192,7 @@ def test_logits_that_a_model_changes_after_its_head_are_read_whole(chunks, name)
 def test_final_states_are_what_the_head_makes_its_logits_of():
     for model in (tiny.language_model(), tiny.language_model(tuning="lora")):
         for _ in range(2):  # before and after it is known that nothing is done to its logits
-            states = model.final_states(ROWS)
+            states = model.at_head(ROWS, Head.given)
             made = states @ model.module.get_output_embeddings().weight.T
             assert (made - model.logits(ROWS)).abs().max() <= 1e-5
 
@@ -235,7 +235,8 @@ def loss_of(model: LanguageModel, one: Rows, other: Rows) -> Tensor:
     taken = one.token_mean(model.token_log_probs(one).square())
     spread = other.token_mean(model.of_logits(other, entropy))
     flat = other.token_mean(model.logits(other).square().mean(-1))
-    return taken - 0.3 * spread + flat + one.token_mean(model.final_states(one).square().sum(-1))
+    states = model.at_head(one, Head.given)
+    return taken - 0.3 * spread + flat + one.token_mean(states.square().sum(-1))
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known to be linear", "not yet"])
