@@ -100,6 +100,20 @@ def shell(
 
 
 @pytest.fixture
+def target(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target's run of all small runs, made once: a run that must make it says so."""
+
+    def found() -> list[Path]:
+        return list(shell.cache.glob("mini_small-*/target"))
+
+    if not found():
+        first = tmp_path_factory.mktemp("first")
+        shell.train(f"output={first}", "max_steps=1", "evaluate=false", "save_every=0")
+    [folder] = found()
+    return folder
+
+
+@pytest.fixture
 def weights() -> Callable[[Path], dict[str, Tensor]]:
     """Reads the exported weights of a run."""
     return lambda run: load_file(run / "model" / "model.safetensors")

@@ -159,6 +159,7 @@ def test_a_run_that_time_cut_without_a_checkpoint_keeps_its_model(
     assert same(weights(run), left)
 
 
+@pytest.mark.usefixtures("target")
 def test_no_time_at_all_is_one_line(shell, ticking, tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = shell.mistake("train", *shell.small(f"output={run}", *STEPS, "time_limit=0.01"))
