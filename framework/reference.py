@@ -91,8 +91,11 @@ class CachedReference(Reference):
         *,
         layer: int | None = None,
         head: FrozenHead | None = None,
+        taken: Sequence[Asked] = (),
     ) -> None:
         """`layer`: the block whose states are kept; `head`: from final states to fp32 logits."""
+        self.taken = tuple(taken)
+        """What another run had read, and nothing was read for."""
         self._tables = dict(tables)
         self._layer = layer
         self._head = head
@@ -121,6 +124,7 @@ class CachedReference(Reference):
             "states": lambda rows: model.hidden_states(rows, layer or 0)[rows.scored],
         }
         tables = {}
+        taken: list[Asked] = []
         for kind, given in asked.items():
             rows = _distinct(given)
             values: Values
@@ -134,9 +138,12 @@ class CachedReference(Reference):
                 else:
                     of = (weights, layer if kind == "states" else None)
                     like = (model.tokens_per_micro_batch, world_size(), model.device.type)
-                    values = _stored(found, rows, kind, of, like, folder=folder, cache=cache)
+                    values, shared = _stored(
+                        found, rows, kind, of, like, folder=folder, cache=cache
+                    )
+                    taken += [kind] * shared
             tables[kind] = TokenTable(rows, values, model.device)
-        return cls(tables, layer=layer, head=head)
+        return cls(tables, layer=layer, head=head, taken=taken)
 
     def token_log_probs(self, rows: Rows) -> Tensor:
         """See `Reference.token_log_probs`."""
@@ -197,11 +204,11 @@ def _stored(
     *,
     folder: Path,
     cache: Path | None,
-) -> Values:
+) -> tuple[Values, bool]:
     """The values in the run's folder; where they are not yet, of another run, or as they come.
 
-    `of`: what they are of; `like`: what their last bits depend on besides, so that another run
-    finds the very bits that it would have read.
+    And whether they were taken from that other run. `of`: what they are of; `like`: what their last
+    bits depend on besides, so that another run finds the very bits that it would have read.
     """
     digest = hashlib.sha256(repr((FORMAT, kind, of)).encode())
     for row in rows:
@@ -211,14 +218,13 @@ def _stored(
     digest.update(repr(like).encode())
     shared = None if cache is None else cache / f"{digest.hexdigest()}.safetensors"
 
-    def is_there() -> bool:
-        return file.is_file() or (shared is not None and take(shared, file, key))
-
-    if not on_rank_zero(is_there):
+    there = on_rank_zero(file.is_file)
+    taken = not there and shared is not None and on_rank_zero(lambda: take(shared, file, key))
+    if not there and not taken:
         write(found, counted_tokens(rows), file, key)
         if shared is not None:
             on_rank_zero(lambda: share(file, shared))
-    return on_all_ranks(lambda: opened(file, key))
+    return on_all_ranks(lambda: opened(file, key)), taken
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:

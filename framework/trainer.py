@@ -299,9 +299,8 @@ class UnlearningTrainer(Method):
             losses = ", ".join(f"{name} loss {value:g}" for name, value in found.losses.items())
             raise NonFiniteError(
                 "the gradient became NaN or infinite at step "
-                f"{self.steps_done + ahead - found.skipped + 1} ({losses}); the weights are those "
-                "from before it; lower optimizer.learning_rate, or set "
-                "trainer.on_nonfinite=skip"
+                f"{self.steps_done + ahead - found.skipped + 1} ({losses}); lower "
+                "optimizer.learning_rate, or set trainer.on_nonfinite=skip"
             )
         self.skipped_steps += found.skipped
         return found.skipped
@@ -309,7 +308,8 @@ class UnlearningTrainer(Method):
     def settle(self) -> None:
         """Learn of the steps taken so far. Raises NonFiniteError where one is to end the run.
 
-        Before the model is measured or written; every rank takes part.
+        The weights are then those from before it. To be called before the model is measured or
+        written; every rank takes part.
         """
         self._look(ahead=0)
 

@@ -42,6 +42,7 @@ class Assembly:
     engine: Engine
     trainer: UnlearningTrainer
     sampler: ForgetRetainSampler
+    reference: Reference | None
 
 
 def check(config: DictConfig, benchmark: Benchmark) -> None:
@@ -148,7 +149,7 @@ def assemble(config: DictConfig, benchmark: Benchmark, *, folder: Path) -> Assem
         sources=list(sources),
         seed=config.seed,
     )
-    return Assembly(benchmark, model, tuning, engine, trainer, sampler)
+    return Assembly(benchmark, model, tuning, engine, trainer, sampler, reference)
 
 
 def selection(
@@ -239,6 +240,11 @@ def loading(config: DictConfig) -> Iterator[None]:
         yield
 
 
+def shared_reference(config: DictConfig) -> Path:
+    """Where runs find what others read of the same model before unlearning."""
+    return Path(config.cache).expanduser() / "reference"
+
+
 def _cached(
     config: DictConfig, model: LanguageModel, sampler: ForgetRetainSampler, folder: Path
 ) -> CachedReference:
@@ -250,7 +256,7 @@ def _cached(
         read_of_reference(method, settings, drawn),
         layer=layer_of(settings, model.module.config),
         folder=folder / "reference",
-        cache=Path(config.cache).expanduser() / "reference",
+        cache=shared_reference(config),
     )
 
 

@@ -21,17 +21,18 @@ from omegaconf import DictConfig, OmegaConf
 from framework import Tracker, build, distributed
 from framework.checkpoint import Checkpoints
 from framework.config import load, save
-from framework.errors import RunExistsError
+from framework.errors import NonFiniteError, RunExistsError
 from framework.evaluation.benchmark import Benchmark, Evaluation
 from framework.lock import locked
 from framework.loop import Loop, train
 from framework.memory import device_memory
+from framework.reference import CachedReference
 from framework.stopping import Asked, Stopping
 from framework.terminal import say
 from framework.time_limit import TimeLimit
 from framework.watchdog import watching
 
-from .assembly import Assembly, assemble, check, check_after
+from .assembly import Assembly, assemble, check, check_after, shared_reference
 from .dry_run import dry_run
 from .entry import run_entry
 from .fitted import fitted
@@ -166,9 +167,13 @@ def run(
         record_run(
             folder, config, steps=loop.steps, seconds=seconds, taken=done, step_of_model=kept.step
         )
+        tell_taken(config, parts)
         say(f"run: {folder}")
         exit_code = 0
         return None
+    except NonFiniteError as error:  # in this folder, other settings are refused
+        other = f"--config {folder}/config.yaml output=DIR"
+        raise NonFiniteError(f"{error}; in another output: {other} and what you change") from error
     finally:
         tracker.finish(exit_code)
         parts.engine.close()
@@ -189,6 +194,16 @@ def measure_result(
     measured_with = provenance(config, benchmark, kept.folder.parent)
     write_evaluation(kept.folder.parent, measured, references, benchmark, name, measured_with)
     show(benchmark, name, measured, references)
+
+
+def tell_taken(config: DictConfig, parts: Assembly) -> None:
+    """Say what of the model before unlearning was not read, since another run had read it.
+
+    At the end: what a user is told of a mistake is one line.
+    """
+    if isinstance(parts.reference, CachedReference) and parts.reference.taken:
+        what = " and ".join(parts.reference.taken)
+        say(f"reference: {what} taken from {shared_reference(config)}, where another run left them")
 
 
 def _goes_on(folder: Path) -> bool:

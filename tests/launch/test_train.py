@@ -228,10 +228,12 @@ def test_a_run_measured_on_another_benchmark_keeps_both_results(
     assert evaluation(whole) == own
 
 
-def test_another_seed_is_another_run(whole: Path, shell, weights, tmp_path: Path) -> None:
+def test_another_seed_is_another_run(
+    whole: Path, shell, target: Path, weights, tmp_path: Path
+) -> None:
     config = str(whole / "config.yaml")
     other = tmp_path / "other"
-    prepared = [f"model.path={run_of(shell, 'target')}/model", "model=pretrained"]
+    prepared = [f"model.path={target}/model", "model=pretrained"]
     ended = shell.run(
         "train", "--config", config, f"output={other}", "seed=1", "evaluate=false", *prepared
     )
@@ -239,12 +241,6 @@ def test_another_seed_is_another_run(whole: Path, shell, weights, tmp_path: Path
     assert ended.code == 0, ended.err
     assert not same(weights(other), weights(whole))
     assert not (other / "evaluation.json").exists()
-
-
-def run_of(shell, role: str) -> Path:
-    """The target's or the gold model's run in the cache."""
-    [folder] = shell.cache.glob(f"mini_small-*/{role}")
-    return folder
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(whole: Path, shell, weights) -> None:
@@ -347,11 +343,11 @@ def test_a_run_against_the_model_before_goes_on_to_the_bit_without_the_cache(
 
 
 def test_a_run_goes_on_where_nothing_can_be_kept_for_others(
-    shell, weights, whole: Path, tmp_path: Path
+    shell, weights, whole: Path, target: Path, tmp_path: Path
 ) -> None:
-    run, target = tmp_path / "run", run_of(shell, "target") / "model"
+    run = tmp_path / "run"
     settings = ("max_steps=6", "save_every=0", "evaluate=false", *SCHEDULE)
-    model = ("model=pretrained", f"model.path={target}")
+    model = ("model=pretrained", f"model.path={target}/model")
     arguments = [x for x in shell.small(*settings) if not x.startswith(("model", "cache"))]
     ended = shell.run("train", *arguments, *model, "cache=/proc/none", f"output={run}")
 
@@ -368,6 +364,24 @@ def test_a_run_goes_on_where_nothing_can_be_kept_for_others(
     )
 
 
+@pytest.mark.usefixtures("target")
+def test_a_run_says_what_it_did_not_read_since_another_run_had_read_it(
+    shell, tmp_path: Path
+) -> None:
+    settings = ("max_steps=1", "evaluate=false", "save_every=0")
+    shell.train(f"output={tmp_path / 'first'}", *settings)
+    ended = shell.train(f"output={tmp_path / 'second'}", *settings)
+    assert ended.err.splitlines() == [
+        f"reference: log_probs taken from {shell.cache}/reference, where another run left them",
+        f"run: {tmp_path / 'second'}",
+    ]
+    said = shell.mistake(
+        *("train", *shell.small(*settings), f"output={tmp_path / 'third'}"),
+        *("optimizer.learning_rate=1e-3", "time_limit=1e-9"),
+    )
+    assert said.startswith("time_limit=1e-09 leaves no time for a step: ")
+
+
 def test_resume_auto_without_a_checkpoint_begins_at_the_beginning(
     whole: Path, shell, weights, tmp_path: Path
 ) -> None:
@@ -378,6 +392,7 @@ def test_resume_auto_without_a_checkpoint_begins_at_the_beginning(
     assert not (run / "checkpoints").exists()
 
 
+@pytest.mark.usefixtures("target")
 def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(
     shell, tmp_path: Path
 ) -> None:
@@ -385,14 +400,24 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(
     said = shell.mistake(
         "train",
         *shell.small(f"output={run}", "trainer=grad_ascent", "max_steps=9", "save_every=1"),
-        *("optimizer.learning_rate=1e30", "optimizer.max_gradient_norm=null"),
+        *("optimizer.learning_rate=1e30", "optimizer.max_gradient_norm=null", "evaluate=false"),
     )
 
     assert said.startswith("the gradient became NaN or infinite at step 2 (forget loss ")
-    assert said.endswith("lower optimizer.learning_rate, or set trainer.on_nonfinite=skip")
+    again = f"--config {run}/config.yaml output=DIR"
+    assert said.endswith(
+        "); lower optimizer.learning_rate, or set trainer.on_nonfinite=skip; in another output: "
+        f"{again} and what you change"
+    )
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (run / "model").exists()
     assert steps_in(run) == [1]
+
+    lower = ["optimizer.learning_rate=1e-4", "max_steps=2"]
+    typed = again.replace("DIR", str(tmp_path / "again")).split()
+    ended = shell.run("train", *typed, *lower)
+    assert ended.code == 0, ended.err
+    assert steps_in(tmp_path / "again") == [1, 2]
 
 
 @pytest.mark.parametrize(
