@@ -33,8 +33,8 @@ from torch import Tensor
 from .errors import ConfigError
 
 MORE_THAN_SCORED = (
-    "a loss of this method reads more of the model than its rows' scored positions at the output "
-    "head, and is read together with others; give the method `reads_once` that returns False"
+    "a loss of this method reads more than its rows' scored positions, and other rows are read in "
+    "the same tokens; give the method `reads_scored` that returns False"
 )
 
 

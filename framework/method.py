@@ -129,14 +129,20 @@ class Method:
         return False
 
     @classmethod
-    def reads_once(cls, config: Config) -> bool:
-        """Whether the losses ask the model about the rows' scored positions and nothing else.
+    def reads_scored(cls, config: Config) -> bool:
+        """Whether the losses ask the model about the rows' scored positions and no others.
 
-        Then one forward pass serves the losses of all objectives, and what rows begin with alike
-        is read once.
+        Then what rows begin with alike is read once.
         """
-        everywhere = cls.reads_everywhere(config) or config.kl_parity != "none"
-        return not everywhere and config.retain_loss != "states"
+        return not cls.reads_everywhere(config) and config.kl_parity == "none"
+
+    @classmethod
+    def reads_once(cls, config: Config) -> bool:
+        """Whether they ask about them at the output head alone, about no block's hidden states.
+
+        Then one forward pass serves the losses of all objectives.
+        """
+        return cls.reads_scored(config) and config.retain_loss != "states"
 
     def default_weighting(self) -> Weighting:
         """The weighting published with the method; a weighting in the config wins over it."""

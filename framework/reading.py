@@ -24,6 +24,11 @@ from .head import Head, PerToken, computing, watched
 from .modules import up_to
 from .packing_check import check_apart, shared_as_apart
 
+MORE_THAN_HEAD = (
+    "a loss of this method reads more of the model than its output head, in a pass that serves "
+    "other losses, too; give the method `reads_once` that returns False"
+)
+
 
 class Reader:
     """A transformers causal model that reads packed rows.
@@ -73,7 +78,8 @@ class Reader:
     def hidden_states(self, rows: Rows, layer: int) -> Tensor:
         """[T, D] output of decoder block `layer`, 1 the first, before any final norm.
 
-        Later blocks are not computed. Raises ConfigError where gradients are asked for and there
+        A token that rows share is there once (`rows.scored` tells where each row's own are). Later
+        blocks are not computed. Raises ConfigError where gradients are asked for and there
         are none, for want of anything trainable up to the block.
         """
         with up_to(self.module, layer):
@@ -129,7 +135,7 @@ class Reader:
 
     def _read(self, rows: Rows, **options: Any) -> Any:
         if self._heads:
-            raise ConfigError(MORE_THAN_SCORED)
+            raise ConfigError(MORE_THAN_HEAD)
         return self.forward(
             input_ids=rows.input_ids[None],
             position_ids=rows.position_ids[None],
@@ -155,7 +161,7 @@ class Reader:
     def evaluating(self) -> Iterator[None]:
         """No dropout and no gradients inside."""
         if self._heads:
-            raise ConfigError(MORE_THAN_SCORED)
+            raise ConfigError(MORE_THAN_HEAD)
         was_training = self.module.training
         self.module.eval()
         try:

@@ -79,7 +79,7 @@ class UnlearningTrainer(Method):
         reads = reference is not None and reference.reads_rows
         self._together = type(self).reads_once(config) and not reads
         # what rows begin with differs from row to row under dropout
-        self._shares = self._together and not drops_out(self.model.module)
+        self._shares = type(self).reads_scored(config) and not drops_out(self.model.module)
         self._means: dict[str, Vector] = {}
         self._warned: set[type[UserWarning]] = set()
         self._last: StepRecord | None = None
@@ -106,9 +106,10 @@ class UnlearningTrainer(Method):
     ) -> list[dict[str, Rows]]:
         """What this rank reads in step `step`, counted from 0, of that step's rows.
 
-        All objectives in one pass, and what rows begin with alike once, where the step takes one
-        gradient and its losses read nothing but scored positions. Whatever the weights are, it is
-        the same: it can be asked for ahead. `share`: the rank and of how many; default: this one.
+        What rows begin with alike once, where the losses read nothing but scored positions; and all
+        objectives in one pass, where the step takes one gradient and the head is all they ask.
+        Whatever the weights are, it is the same: it can be asked for ahead. `share`: the rank and
+        of how many; default: this one.
         """
         fits = self.automatic is not None and self.automatic.due(step)  # reads retain rows alone
         apart = self._separate(step) or fits or not self._together

@@ -27,10 +27,10 @@ class LogitMargin(UnlearningTrainer):
     config: Config
 
     @classmethod
-    def reads_once(cls, config: UnlearningTrainer.Config) -> bool:
-        """See `Method.reads_once`: `mask_parity` reads other positions."""
+    def reads_scored(cls, config: UnlearningTrainer.Config) -> bool:
+        """See `Method.reads_scored`: `mask_parity` reads other positions."""
         shifted = isinstance(config, cls.Config) and config.mask_parity
-        return super().reads_once(config) and not shifted
+        return super().reads_scored(config) and not shifted
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over tokens of (max_v z_v - mean_v z_v)^2."""

@@ -272,15 +272,15 @@ def test_nothing_else_is_read_inside_and_everything_again_after():
     model = tiny.language_model(tuning="lora")
     model.check_packing()
     before = FrozenReference(model)
-    refused: list[Callable[[], Tensor]] = [
-        lambda: model.token_log_probs(replace(one)),
-        lambda: model.token_log_probs(one.everywhere()),
-        lambda: model.hidden_states(one, 1),
-        lambda: before.token_log_probs(one),
-        lambda: model.together([one], lambda: model.log_probs(one).sum()),
+    refused: list[tuple[str, Callable[[], Tensor]]] = [
+        ("reads_scored", lambda: model.token_log_probs(replace(one))),
+        ("reads_scored", lambda: model.token_log_probs(one.everywhere())),
+        ("reads_once", lambda: model.hidden_states(one, 1)),
+        ("reads_once", lambda: before.token_log_probs(one)),
+        ("reads_scored", lambda: model.together([one], lambda: model.log_probs(one).sum())),
     ]
-    for reading in refused:
-        with pytest.raises(ConfigError, match=r"together.*give the method `reads_once`"):
+    for fact, reading in refused:
+        with pytest.raises(ConfigError, match=f"give the method `{fact}` that returns False"):
             model.together([one, other], reading)
     with pytest.raises(AssertionError, match="several packs"):
         model.together(

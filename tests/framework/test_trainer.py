@@ -26,6 +26,7 @@ from trainers.dpo import DPO
 from trainers.finetune import Finetune
 from trainers.grad_ascent import GradAscent, GradDiff
 from trainers.npo import NPO
+from trainers.rmu import RMU
 from trainers.sam import SAM
 
 PLAN = tiny.step_rows(4)
@@ -226,10 +227,8 @@ def plain_gradient(run: UnlearningTrainer, step: Mapping[str, Sequence[Row]]) ->
     return run.engine.gradient([thunk(name) for name in run.objectives])
 
 
-@pytest.mark.parametrize("tokens", [1000, 60])
-@pytest.mark.parametrize("case", TOGETHER)
-def test_what_is_read_together_has_the_losses_and_the_gradient_of_what_is_read_apart(case, tokens):
-    run, step = joined(*TOGETHER[case])
+def steps_as_plain(run: UnlearningTrainer, step: Mapping[str, Sequence[Row]], tokens: int) -> None:
+    """Take the step; assert that it went along the plain gradient and recorded the plain losses."""
     right = plain_gradient(run, step)
     losses = {"forget": run.forget_loss, "retain": run.retain_loss}
     expected = {name: losses[family(name)](tiny.packed(step[name])) for name in run.objectives}
@@ -243,16 +242,45 @@ def test_what_is_read_together_has_the_losses_and_the_gradient_of_what_is_read_a
         assert run.metrics()[f"train/{name}/loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1000, 60])
+@pytest.mark.parametrize("case", TOGETHER)
+def test_what_is_read_together_has_the_losses_and_the_gradient_of_what_is_read_apart(case, tokens):
+    steps_as_plain(*joined(*TOGETHER[case]), tokens)
+
+
+SHARED: dict[str, tuple[type[UnlearningTrainer], dict[str, Any]]] = {
+    "hidden states": (RMU, {"layer": 1}),
+    "the retain rows' hidden states": (NPO, {"retain_loss": "states"}),
+    "a frozen reference": (NPO, {"reference": "frozen"}),
+    "a frozen reference's hidden states": (RMU, {"reference": "frozen", "layer": 2}),
+}
+
+
+@pytest.mark.parametrize("tokens", [1000, 60])
+@pytest.mark.parametrize("case", SHARED)
+def test_objectives_that_are_read_apart_share_beginnings_among_their_own_rows(case, tokens):
+    run, step = joined(SHARED[case][0], **SHARED[case][1])
+    steps_as_plain(run, step, tokens)
+    passes = reading(run)
+    tiny.train(run, [step], tokens=1000)
+    assert passes == [distinct(step["forget"]), distinct(step["retain"])]
+
+
+def distinct(rows: Sequence[Row]) -> int:
+    """Tokens that are left where what rows begin with alike is read once."""
+    every = laid_out(rows)
+    return len({row.input_ids[:n] for row in every for n in range(1, len(row) + 1)})
+
+
 def test_a_step_is_one_pass_over_what_its_rows_do_not_share():
     for kind, behind in ((NPO, 12), (DPO, 18)):
         run, step = joined(kind)
         rows = [row for part in step.values() for row in laid_out(part)]
         assert len(rows) == behind
-        distinct = {row.input_ids[:n] for row in rows for n in range(1, len(row) + 1)}
         passes = reading(run)
         tiny.train(run, [step], tokens=1000)
-        assert passes == [len(distinct)]
-        assert len(distinct) <= sum(map(len, rows)) - 6 * (len(rows) - 1)  # heads and first tokens
+        assert passes == [distinct(rows)]
+        assert distinct(rows) <= sum(map(len, rows)) - 6 * (len(rows) - 1)  # heads and first tokens
 
 
 class ReadsTwice(GradDiff):
@@ -499,8 +527,11 @@ def test_a_method_without_a_forget_loss_says_so():
         tiny.train(made(Silent), PLAN[:1], tokens=30)
 
 
-@pytest.mark.parametrize("what", ["states", "everywhere", "evaluating"])
-def test_a_method_that_reads_more_than_it_says_is_told_so_before_its_first_step(what):
+@pytest.mark.parametrize(
+    ("what", "fact"),
+    [("states", "reads_once"), ("everywhere", "reads_scored"), ("evaluating", "reads_once")],
+)
+def test_a_method_that_reads_more_than_it_says_is_told_so_before_its_first_step(what, fact):
     class Undeclared(UnlearningTrainer):
         def forget_loss(self, rows: Rows) -> torch.Tensor:
             if what == "states":
@@ -511,7 +542,7 @@ def test_a_method_that_reads_more_than_it_says_is_told_so_before_its_first_step(
                 return rows.token_mean(self.model.token_log_probs(rows))
 
     run = made(Undeclared, compare_every=10)
-    with pytest.raises(ConfigError, match="give the method `reads_once` that returns False"):
+    with pytest.raises(ConfigError, match=f"give the method `{fact}` that returns False"):
         tiny.train(run, PLAN[:1], tokens=1000)
     assert run.steps_done == 0
 
