@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from .errors import ConfigError, ModelError
 from .language_model import LanguageModel
 from .prompt_format import PromptFormat
+from .recomputation import Recomputed, recompute
 
 FEWEST_TOKENS = 256 + 3
 TOKENS_PER_MICRO_BATCH = 4096
@@ -43,9 +44,11 @@ class ModelSource:
         """How a prompt is written before it is tokenized: plain, or the chat template."""
         trust_remote_code: bool = False
         """Run the Python files that come with the model, if its architecture needs them."""
-        gradient_checkpointing: bool | Literal["auto"] = "auto"
-        """Recompute activations in the backward pass: a third more time, far less memory. auto:
-        where a run trains on a GPU and does not fit without it."""
+        gradient_checkpointing: Recomputed | Literal["auto"] = "auto"
+        """Activations are computed again in the backward pass; true: all within decoder blocks,
+        selective (a word of arXiv:2205.05198): all but the results of matrix products and of
+        attention, which takes little time. auto: what of these a run that trains on a GPU needs
+        to fit."""
 
     def __init__(self, config: Config) -> None:
         """Raise ConfigError for values out of range."""
@@ -114,8 +117,8 @@ class ModelSource:
                 f"model.max_length={self.config.max_length} is more than the {positions} positions "
                 f"that the model knows; type model.max_length={positions}"
             )
-        if self.config.gradient_checkpointing is True:
-            recompute(module)
+        if self.config.gradient_checkpointing in (True, "selective"):
+            recompute(module, self.config.gradient_checkpointing)
         tokens = self.config.tokens_per_micro_batch
         return LanguageModel(
             module,
@@ -125,11 +128,6 @@ class ModelSource:
             tokens_per_micro_batch=TOKENS_PER_MICRO_BATCH if tokens == "auto" else tokens,
             generation_memory=self.config.generation_memory,
         )
-
-
-def recompute(module: transformers.PreTrainedModel) -> None:
-    """Have the decoder blocks, not the head, computed again in the backward pass, same dropout."""
-    module.activation_checkpointing_enable({"use_reentrant": False})
 
 
 class Pretrained(ModelSource):

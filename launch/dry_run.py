@@ -89,8 +89,10 @@ def verdict(ledger: Ledger, there: int | None) -> str:
 def advice(config: DictConfig) -> list[str]:
     """What takes less memory than the run of `config`, what costs least first."""
     tokens, stage = int(config.model.tokens_per_micro_batch), config.zero.get("stage", "none")
+    recomputed = config.model.gradient_checkpointing
     possible = {
-        "model.gradient_checkpointing=true": not config.model.gradient_checkpointing,
+        "model.gradient_checkpointing=selective": not recomputed,
+        "model.gradient_checkpointing=true": recomputed is not True,
         f"model.tokens_per_micro_batch={tokens // 2}": tokens >= 2 * int(config.model.max_length),
         "zero=2 on more GPUs": stage in ("none", "0", "1"),
         "zero=3 on more GPUs": stage != "3",

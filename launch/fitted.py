@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from framework import Benchmark
 from framework.loading import TOKENS_PER_MICRO_BATCH
 from framework.memory import GIB
+from framework.recomputation import Recomputed
 from framework.terminal import say
 
 from .settings import FITTED, to_fit, with_model
@@ -22,8 +23,8 @@ class Way(NamedTuple):
 
     tokens: int
     """Of a micro-batch."""
-    recomputed: bool
-    """Whether activations are, in the backward pass."""
+    recomputed: Recomputed
+    """What of activations is, in the backward pass."""
 
 
 Peak = Callable[[Way], int]
@@ -33,7 +34,7 @@ Peak = Callable[[Way], int]
 def fitted(config: DictConfig, benchmark: Benchmark, there: int | None) -> DictConfig:
     """The config, each `auto` of its model replaced by what fits `there` bytes of a GPU.
 
-    Rehearses the run once to four times, seconds each for a model of billions of parameters.
+    Rehearses the run once to five times, seconds each for a model of billions of parameters.
     """
     if there is None or not to_fit(config):
         return config
@@ -53,12 +54,13 @@ def fitted(config: DictConfig, benchmark: Benchmark, there: int | None) -> DictC
         return rehearse(plan.run, plan.rows).most
 
     tokens, recomputed = (config.model[name] for name in FITTED)
-    most = plans(recomputed is True).tokens
+    most = plans(recomputed if recomputed != "auto" else False).tokens
     way = chosen(peak, there, tokens=tokens, recomputed=recomputed, most=most)
     if way.recomputed and recomputed == "auto":
         needed = peak(Way(min(way.tokens, TOKENS_PER_MICRO_BATCH), recomputed=False))
         sizes = f"{needed / GIB:.1f} of {there / GIB:.1f} GiB"
-        say(f"model.gradient_checkpointing=true: without it a step needs {sizes}")
+        told = str(way.recomputed).lower()
+        say(f"model.gradient_checkpointing={told}: without it a step needs {sizes}")
     return with_model(config, dict(zip(FITTED, way, strict=True)))
 
 
@@ -67,18 +69,21 @@ def chosen(
     there: int,
     *,
     tokens: int | Literal["auto"],
-    recomputed: bool | Literal["auto"],
+    recomputed: Recomputed | Literal["auto"],
     most: int,
 ) -> Way:
     """What `auto` comes to on a device of `there` bytes.
 
-    First come 4096 tokens, recomputed if they do not fit otherwise; then twice as many as often as
+    First come 4096 tokens, as little recomputed as lets them fit; then twice as many as often as
     that fits, up to the `most` that a rank reads in a step.
     """
     sizes = [TOKENS_PER_MICRO_BATCH if tokens == "auto" else tokens]
-    if recomputed == "auto":
-        recomputed = peak(Way(sizes[0], recomputed=False)) > there
+    possible: tuple[Recomputed, ...] = (False, "selective", True)
+    if recomputed != "auto":
+        possible = (recomputed,)
+    *less, last = possible
+    how = next((how for how in less if peak(Way(sizes[0], how)) <= there), last)
     while tokens == "auto" and sizes[-1] < most:
         sizes.append(2 * sizes[-1])
-    ways = [Way(size, recomputed) for size in sizes]
+    ways = [Way(size, how) for size in sizes]
     return ways[bisect_right(ways[1:], there, key=peak)]

@@ -41,6 +41,7 @@ ONLY = {
         "framework/modules.py",
         "framework/next_token.py",
         "framework/reading.py",
+        "framework/recomputation.py",
         "framework/tuning.py",
         "framework/zero.py",
         "launch/fit.py",

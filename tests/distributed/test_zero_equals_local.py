@@ -89,7 +89,7 @@ def cases() -> list[Case]:
     chosen += [
         {"stage": stage, "method": "npo_kl", "tied": True, "chunked": True} for stage in "23"
     ]
-    chosen += [{"stage": "3", "recomputed": True, **EVERYTHING}]
+    chosen += [{"stage": "3", "recomputed": how, **EVERYTHING} for how in (True, "selective")]
     # by assistants that rank 0 trains alone while the others wait; in one process by its own
     chosen += [{"stage": stage, "selection": "su", **EVERYTHING} for stage in "23"]
     chosen += [{"stage": "3", "method": "rmu", "tuning": tuning} for tuning in ("layers", "lora")]

@@ -29,10 +29,10 @@ from framework.averaging import WeightAveraging
 from framework.combined import CombinedModel
 from framework.data import Rows
 from framework.engine import Engine
-from framework.loading import recompute
 from framework.method import reference_needed
 from framework.optimizers import Optimizer
 from framework.parts import Plan
+from framework.recomputation import Recomputed, recompute
 from framework.reference import Asked, CachedReference
 from framework.sampling import Sampling
 from framework.vectors import Vector
@@ -68,8 +68,8 @@ class Case:
     automatic_every: int = 0
     chunked: bool = False
     """Whether the output head's logits come in chunks under ZeRO; in one process they do not."""
-    recomputed: bool = False
-    """Whether the decoder blocks' activations are recomputed under ZeRO; in one process not."""
+    recomputed: Recomputed = False
+    """What of the decoder blocks' activations is recomputed under ZeRO; in one process nothing."""
     composition: str = ""
     """As `compositions.Composition`, blanks between; says all but stage and tokens."""
 
@@ -121,7 +121,7 @@ def begun(
     optimizer = tiny.optimizer(case.optimizer, clip=case.clip, automatic_every=case.automatic_every)
     model = tiny.language_model(tied=case.tied, tuning=case.tuning)
     if case.recomputed:
-        recompute(model.module)
+        recompute(model.module, case.recomputed)
     engine = engine_of(model, optimizer)
     kind, settings = tiny.METHODS[case.method]
     needed = reference_needed(kind, kind.Config(**settings))  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ import torch
 
 from framework import LanguageModel, LocalEngine, Row, distributed
 from framework.engine import Engine
-from framework.loading import recompute
 from framework.method import reference_needed
+from framework.recomputation import Recomputed, recompute
 from launch.peak_bytes import peak_bytes
 from launch.rehearsal import Ledger, Rehearsed, rehearse
 from launch.rehearsed_zero import Spread
@@ -51,7 +51,7 @@ class Case:
     bucket: int = 1_000_000
     length: int = 96
     offload: bool = False
-    checkpointing: bool = False
+    checkpointing: Recomputed = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,7 +99,7 @@ def measured(case: Case) -> int:
 def _model(case: Case) -> LanguageModel:
     model = tiny.language_model(tuning=case.tuning, **SHAPE)
     if case.checkpointing:
-        recompute(model.module)
+        recompute(model.module, case.checkpointing)
     model.module.train()
     return model
 
