@@ -20,8 +20,8 @@ from framework.micro_batches import partition
 from framework.sampler import ForgetRetainSampler
 from framework.shared import pack
 
-from .bench_result import Table
-from .bench_steps import Answer, about, times_of
+from .bench_result import Answer, Table
+from .bench_steps import about, times_of
 from .peer_style import Update
 from .settings import is_sharded
 from .timing import Way, cost, in_turns, ratios, with_spread

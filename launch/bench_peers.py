@@ -3,93 +3,98 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from framework import attention
-from framework.engine import LocalEngine, trained
+from framework.engine import Engine
 from framework.errors import ConfigError
-from framework.modules import trainable_parameters
 
-from .bench_result import Table
-from .flops import Multiplication, flops_of
-from .peak_bytes import peak_bytes
-from .peer_style import BEST, METHODS, PUBLISHED, PeerStyle, Update
-from .timing import Timed, Way, cost, in_turns, ratios, with_spread
+from .bench_result import Answer, Table
+from .flops import Multiplication
+from .peer_style import BEST, METHODS, PUBLISHED, Habits, PeerStyle, Update
+from .step_looks import LIMITS, MIB, TOO_LARGE, Errors, Look, Losses, look, where_it_fits
+from .timing import Timed, Way, cost, in_all, in_rounds, ratios, with_spread
 from .training_world import Stepper, World, recipe_of
 
 HEADLINE = ("npo", "npo_kl")
 """What is set beside peers unless methods are named."""
-LIMITS = {"fp32": 1e-4, "bf16": 5e-2}
-"""The largest relative error with which two steps count as the same."""
 LETHE, IN_TWO = "Lethe", "Lethe, in two"
 """Ours, and ours in twice as many micro-batches: what less memory costs."""
-MIB = 2**20
+PEERS = {"peers at best": BEST, "peers as published": PUBLISHED}
 
 
-@dataclass(frozen=True)
-class Errors:
-    """How far two steps are apart, relative to the second."""
+class Step(NamedTuple):
+    """One way to take a method's step, of one draw's rows."""
 
-    loss: float
-    """Of the objective that is furthest, over the largest of the losses."""
-    gradient: float
-    """The norm of the difference over the norm."""
-
-    def within(self, limit: float) -> bool:
-        """Whether the two are the same step."""
-        return max(self.loss, self.gradient) <= limit
-
-    def __str__(self) -> str:
-        """The larger."""
-        return f"{max(self.loss, self.gradient):.0e}"
+    work: Callable[[], object]
+    look: Callable[[], Look]
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """One way to take a method's step."""
+@dataclass
+class Seen:
+    """What one way to take a method's step was seen to do, before it is timed."""
 
     method: str
     way: str
-    work: Callable[[], None]
+    steps: Sequence[Step]
+    """Of each draw."""
     tokens: int
-    flops: int
-    """That our step does: what is useful of it, whoever takes it."""
-    memory: int
-    """Bytes at most, beside weights, gradient and optimizer."""
-    error: Errors | None
-    """Of ours beside this one; of ours in two beside the peers' at best."""
+    """Of all draws."""
+    flops: int = 0
+    """That our own steps do, of all draws: what is useful of it, whoever takes them."""
+    fits: bool = True
+    memory: int = 0
+    """Bytes at most, beside weights, gradient and optimizer, of any draw."""
+    errors: list[Errors] = field(default_factory=list)
+    """Of ours beside this one, draw by draw; of ours in two beside ours."""
 
-    def beside(self, times: Sequence[float], limit: float) -> list[str]:
-        """How many times our cost it is, and whether that counts: how far apart the steps are."""
-        if self.error is None:
-            return ["", ""]
-        told = with_spread(times)
-        return [told if self.error.within(limit) else f"does not count: {told}", str(self.error)]
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return f"{self.method}: {self.way}"
 
-    def numbers(self, way: Timed, times: Sequence[float], rate: float) -> dict[str, object]:
+    @property
+    def error(self) -> Errors | None:
+        """The largest of any draw."""
+        return max(self.errors, key=lambda x: max(x.loss, x.gradient), default=None)
+
+    def time(self, way: Timed, ours: Timed | None, rate: float, limit: float) -> list[str]:
+        """Its line in the table of times."""
+        seconds = cost(way)
+        own = [f"{1e3 * statistics.median(seconds):.0f}", f"{self.tokens / sum(seconds):.0f}"]
+        own.append(f"{100 * self.flops / sum(seconds) / rate:.0f} %" if self.flops else "")
+        if self.error is None or ours is None:
+            return [self.name, *own, "", "", ""]
+        told = with_spread(ratios(way, ours))
+        counts = told if self.error.within(limit) else f"does not count: {told}"
+        return [self.name, *own, counts, f"{in_all(way, ours):.2f}", str(self.error)]
+
+    def numbers(self, way: Timed | None, ours: Timed | None, rate: float) -> dict[str, object]:
         """What the JSON holds."""
-        error = self.error
+        timed = {} if way is None else {"seconds": way.seconds, "cpu_seconds": way.cpu_seconds}
+        beside = None if way is None or ours is None else (ratios(way, ours), in_all(way, ours))
         return {
             "method": self.method,
             "way": self.way,
+            "fits": self.fits,
             "tokens": self.tokens,
             "useful_flops": self.flops,
             "device_flops_per_second": rate,
             "memory_bytes": self.memory,
-            "times_our_cost": statistics.median(times),
-            "loss_error": None if error is None else error.loss,
-            "gradient_error": None if error is None else error.gradient,
-            "seconds": list(way.seconds),
-            "cpu_seconds": list(way.cpu_seconds),
+            "times_our_cost": None if beside is None else statistics.median(beside[0]),
+            "times_our_cost_in_all": None if beside is None else beside[1],
+            "loss_errors": [error.loss for error in self.errors],
+            "gradient_errors": [error.gradient for error in self.errors],
+            **{name: list(values) for name, values in timed.items()},
         }
 
 
-def peers(world: World) -> Iterator[tuple[list[Table], list[dict[str, object]]]]:
+def peers(world: World) -> Iterator[Answer]:
     """Each method's step and the peers' two ways of it, on rows of each length."""
     named = [x for x in world.config.methods or HEADLINE if x in METHODS]
     if not named:
@@ -97,79 +102,118 @@ def peers(world: World) -> Iterator[tuple[list[Table], list[dict[str, object]]]]
     world.leave_reference()
     update = Update(world.model.module, world.optimizer)
     for lengths in world.config.lengths:
+        world.engine.set_weights(world.engine.weights())  # the peers' update left its own, in bf16
+        update.follow()
         yield _beside_peers(world, update, lengths, named)
 
 
-def _beside_peers(
-    world: World, update: Update, lengths: str, named: Sequence[str]
-) -> tuple[list[Table], list[dict[str, object]]]:
-    rows = world.batch(lengths)
+def _beside_peers(world: World, update: Update, lengths: str, named: Sequence[str]) -> Answer:
+    draws = world.draws(lengths)
+    seen: list[Seen] = []
+    for method in named:
+        steppers = world.steppers(method, draws)
+        ways = ways_of(world, update, method, steppers)
+        seen += looked_at(world.engine, method, ways, tokens=sum(x.tokens for x in steppers))
+    return told(world, lengths, seen)
+
+
+def told(world: World, lengths: str, seen: Sequence[Seen]) -> Answer:
+    """Take the steps of the ways that fit in turns; tables and numbers of all."""
     product = Multiplication(world.model.device, world.model.module.dtype)
-    measured = [
-        each
-        for method in named
-        for each in _ways(world, update, method, world.stepper(method, rows))
+    turns = [
+        [Way("product", product), *(Way(x.name, x.steps[i].work) for x in seen if x.fits)]
+        for i in (0, *range(world.config.rounds))
     ]
-    ways = [Way("product", product), *(Way(f"{x.method}/{x.way}", x.work) for x in measured)]
-    timed = {x.name: x for x in in_turns(ways, world.config.rounds, description=lengths)}
+    timed = {x.name: x for x in in_rounds(turns, description=lengths)}
     rate = product.flops / statistics.median(cost(timed["product"]))
+    memory = {(x.method, x.way): x.memory for x in seen if x.fits}
     lines, held, numbers = [], [], []
-    memory = {(x.method, x.way): x.memory for x in measured}
-    for each in measured:
-        way, ours = timed[f"{each.method}/{each.way}"], timed[f"{each.method}/{LETHE}"]
-        seconds = statistics.median(cost(way))
-        times = ratios(way, ours)
-        name = f"{each.method}: {each.way}"
-        own = [f"{1e3 * seconds:.0f}", f"{each.tokens / seconds:.0f}"]
-        own.append(f"{100 * each.flops / seconds / rate:.0f} %")
-        lines.append([name, *own, *each.beside(times, LIMITS[world.config.precision])])
-        shares = [memory[each.method, own] / max(1, each.memory) for own in (LETHE, IN_TWO)]
-        peers = each.way not in (LETHE, IN_TWO)
-        told = [f"{share:.2f}" if peers else "" for share in shares]
-        held.append([name, f"{each.memory / MIB:.0f}", *told])
-        numbers.append(each.numbers(way, times, rate) | {"lengths": lengths})
-    count = len(rows["forget"])
+    for each in seen:
+        way, ours = timed.get(each.name), timed.get(f"{each.method}: {LETHE}")
+        numbers.append(each.numbers(way, ours, rate) | {"lengths": lengths})
+        if way is None:
+            lines.append([each.name, TOO_LARGE, *[""] * 5])
+            held.append([each.name, TOO_LARGE, "", ""])
+            continue
+        lines.append(each.time(way, ours, rate, LIMITS[world.config.precision]))
+        own = [memory.get((each.method, x)) for x in (LETHE, IN_TWO)]
+        shares = [
+            "" if x is None or each.way not in PEERS else f"{x / max(1, each.memory):.2f}"
+            for x in own
+        ]
+        held.append([each.name, f"{each.memory / MIB:.0f}", *shares])
+    count = world.config.rows
     title = f"{lengths}: {count} + {count} rows a step, {world.config.shape}"
-    columns = ["way", "ms", "tokens/s", "MFU", "times ours", "error"]
+    columns = ["way", "ms", "tokens/s", "MFU", "times ours", "in all", "error"]
     return [
         Table(f"{title}, time", columns, lines),
         Table(f"{title}, memory", ["way", "MiB", "ours, of it", "in two, of it"], held),
     ], numbers
 
 
-def _ways(world: World, update: Update, method: str, ours: Stepper) -> Iterator[_Measured]:
-    """Ours and the peers', looked at before anything is timed."""
-    theirs = {
-        name: PeerStyle(
-            recipe_of(method, ours),
-            habits,
-            module=world.model.module,
-            reference=None if world.before is None else world.before.module,
-            update=update,
-            batch=world.config.peer_rows,
-        )
-        for name, habits in (("peers at best", BEST), ("peers as published", PUBLISHED))
+def looked_at(
+    engine: Engine, method: str, ways: Mapping[str, Sequence[Step]], *, tokens: int
+) -> list[Seen]:
+    """Every way on every draw's rows, before anything is timed; ours, `LETHE`, is the first."""
+    found = {name: Seen(method, name, steps, tokens) for name, steps in ways.items()}
+    for i in range(len(ways[LETHE])):
+        ours: Look | None = None
+        for name, way in found.items():
+            if not way.fits:
+                continue
+            seen = where_it_fits(engine, way.steps[i].look)
+            if seen is None:
+                way.fits = False
+                continue
+            way.memory = max(way.memory, seen.memory)
+            if name == LETHE:
+                ours = seen
+            elif ours is not None:
+                way.errors.append(ours.errors(seen))
+        if ours is not None:
+            for way in found.values():
+                way.flops += ours.flops
+    return list(found.values())
+
+
+def ways_of(
+    world: World, update: Update, method: str, steppers: Sequence[Stepper]
+) -> dict[str, list[Step]]:
+    """Ours and the peers', of each draw's rows."""
+    halves = [stepper.in_two() for stepper in steppers]
+    own = {LETHE: steppers, IN_TWO: halves}
+    ways: dict[str, list[Step]] = {
+        name: [Step(x.step, x.look) for x in each] for name, each in own.items()
     }
-    memory, flops = held_and_done(world, ours.step)
-    own = _Measured(method, LETHE, ours.step, ours.tokens, flops, memory, None)
-    yield own
-    half = ours.in_two()
-    memory, _ = held_and_done(world, half.step)
-    error = difference(world, half, theirs["peers at best"])
-    yield replace(own, way=IN_TWO, work=half.step, memory=memory, error=error)
-    for name, peer in theirs.items():
-        error = difference(world, ours, peer)
-        work = _stepped(world, ours, peer)
-        held, _ = held_and_done(world, work)
-        yield replace(own, way=name, work=work, memory=held, error=error)
+    for name, habits in PEERS.items():
+        peer = peer_of(world, update, method, steppers[0], habits)
+        ways[name] = [step_of(world, peer, x) for x in steppers]
+    return ways
 
 
-def _stepped(world: World, ours: Stepper, peer: PeerStyle) -> Callable[[], None]:
-    def step() -> None:
+def peer_of(world: World, update: Update, method: str, ours: Stepper, habits: Habits) -> PeerStyle:
+    """The peers' way of our step."""
+    return PeerStyle(
+        recipe_of(method, ours.trainer),
+        habits,
+        module=world.model.module,
+        reference=None if world.before is None else world.before.module,
+        update=update,
+        batch=world.config.peer_rows,
+    )
+
+
+def step_of(world: World, peer: PeerStyle, ours: Stepper) -> Step:
+    """The peer's, of the rows of ours."""
+
+    def work() -> dict[str, Tensor]:
         with attending(world):
-            peer.step(ours.rows["forget"], ours.rows["retain"])
+            return peer.step(ours.rows["forget"], ours.rows["retain"])
 
-    return step
+    def losses() -> Losses:
+        return {name: float(loss) for name, loss in work().items()}
+
+    return Step(work, lambda: look(world.engine, peer.update.torch, losses))
 
 
 @contextmanager
@@ -183,59 +227,3 @@ def attending(world: World) -> Iterator[None]:
     finally:
         for model in models:
             model.attend(attention.NAME)
-
-
-def difference(world: World, ours: Stepper, peer: PeerStyle) -> Errors:
-    """How far losses and gradient of our step are from the peer's, at the weights as they are."""
-    trainer, engine = ours.trainer, ours.trainer.engine
-    assert isinstance(engine, LocalEngine)
-    taken: list[Tensor] = []
-
-    def take(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        groups = optimizer.param_groups
-        taken.extend(_flat(p.grad, p) for group in groups for p in group["params"])
-
-    hook = engine.optimizer.register_step_pre_hook(take)
-    ours.step(rate=0.0)  # nothing moves
-    hook.remove()
-    metrics = trainer.metrics()
-    limit = trainer.optimizer.config.max_gradient_norm
-    norm = metrics["train/gradient_norm"]
-    clipped = 1.0 if limit is None else min(1.0, limit / norm)
-    with attending(world):
-        losses = peer.differentiate(ours.rows["forget"], ours.rows["retain"])
-    groups = trainer.optimizer.groups(trained(trainer.model.module))
-    parameters = [p for group in groups for p in _tensors(group)]
-    apart = whole = 0.0
-    for mine, p in zip(taken, parameters, strict=True):
-        theirs = _flat(p.grad, p).double()
-        apart += float((mine.double() / clipped - theirs).square().sum())
-        whole += float(theirs.square().sum())
-        p.grad = None
-    furthest = max(abs(metrics[f"train/{n}/loss"] - float(x)) for n, x in losses.items())
-    largest = max(abs(float(x)) for x in losses.values())
-    return Errors(loss=furthest / largest, gradient=(apart / max(whole, 1e-300)) ** 0.5)
-
-
-def held_and_done(world: World, work: Callable[[], None]) -> tuple[int, int]:
-    """The most bytes that a step holds beside weights, gradient and optimizer, and its FLOPs.
-
-    The gradient is there before the step, as the optimizer's moments are.
-    """
-    if isinstance(world.engine, LocalEngine):
-        for _, p in trainable_parameters(world.model.module):
-            p.grad = torch.zeros_like(p)
-    with peak_bytes(world.model.device) as peak:
-        flops = flops_of(work)
-    return peak.bytes, flops
-
-
-def _tensors(group: dict[str, object]) -> list[Tensor]:
-    found = group["params"]
-    assert isinstance(found, list)
-    return found
-
-
-def _flat(gradient: Tensor | None, parameter: Tensor) -> Tensor:
-    found = torch.zeros_like(parameter) if gradient is None else gradient
-    return found.detach().reshape(-1).float().clone()

@@ -26,6 +26,10 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
+Answer = tuple[list[Table], list[dict[str, object]]]
+"""To a part of a question: tables, and every number for the JSON."""
+
+
 def leave(
     name: str, config: DictConfig, tables: Sequence[Table], numbers: Mapping[str, Any]
 ) -> None:

@@ -3,84 +3,119 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from framework import distributed
 
-from .bench_peers import MIB, held_and_done
-from .bench_result import Table
+from .bench_result import Answer, Table
 from .flops import Multiplication, flops_of
 from .settings import is_sharded
 from .shapes import Lengths, rows_of
-from .timing import Timed, Way, cost, in_turns, ratios, with_spread
-from .training_world import METHODS, RATE, World
+from .step_looks import MIB, TOO_LARGE, held_and_done, where_it_fits
+from .timing import Timed, Way, cost, in_all, in_rounds, in_turns, ratios, with_spread
+from .training_world import METHODS, RATE, Stepper, World
 
-AIMS = {
-    **dict.fromkeys(("npo", "simnpo", "pdu", "su"), 1.03),
-    **dict.fromkeys(("blur", "ngdiff"), 1.05),  # 1.10 under ZeRO
-    "sam": 1.55,
-    "dpo": 1.3,
-    "rmu": 0.6,
-}
-"""How many times the cost of gradient difference a method's step is to be at most."""
+PLAIN = "grad_diff"
+"""What methods are set beside."""
+AIMS = {**dict.fromkeys(("npo", "simnpo", "pdu", "su"), 1.03), "sam": 1.55, "rmu": 0.6}
+"""How many times the cost of `PLAIN` a method's step is to be at most, wherever it is taken."""
 COUNTS, LENGTHS = (1, 4, 16, 64), (256, 1024, 4096)
 """Rows of a step, and tokens of a step's one row, that growth is measured over."""
-
-Answer = tuple[list[Table], list[dict[str, object]]]
-"""To a part of a question: tables, and every number for the JSON."""
-
 
 # ---- methods -------------------------------------------------------------------------------------
 
 
 def methods(world: World) -> Iterator[Answer]:
     """Each method's step beside gradient difference's, on the same rows."""
-    named = ["grad_diff", *(x for x in world.config.methods or METHODS if x != "grad_diff")]
+    named = [PLAIN, *(x for x in world.config.methods or METHODS if x != PLAIN)]
     for lengths in world.config.lengths:
-        rows = world.batch(lengths)
-        steppers = {method: world.stepper(method, rows) for method in named}
-        before = {method: held_and_done(world, x.step) for method, x in steppers.items()}
+        draws = world.draws(lengths)
+        steppers = {method: world.steppers(method, draws) for method in named}
+        seen = {method: _seen(world, each) for method, each in steppers.items()}
+        timed_ones = {method: steppers[method] for method in named if seen[method]}
         product = Multiplication(world.model.device, world.model.module.dtype)
-        ways = [Way("product", product), *(Way(name, x.step) for name, x in steppers.items())]
-        timed = {x.name: x for x in in_turns(ways, world.config.rounds, description=lengths)}
+        turns = [
+            [Way("product", product), *(Way(name, x[i].step) for name, x in timed_ones.items())]
+            for i in (0, *range(len(draws)))
+        ]
+        timed = {x.name: x for x in in_rounds(turns, description=lengths)}
         rate = product.flops / statistics.median(cost(timed["product"]))
         lines, numbers = [], []
-        for method, stepper in steppers.items():
-            seconds = statistics.median(cost(timed[method]))
-            times = ratios(timed[method], timed["grad_diff"])
-            memory, flops = before[method]
-            lines.append(
-                [
-                    method,
-                    f"{1e3 * seconds:.0f}",
-                    f"{stepper.tokens / seconds:.0f}",
-                    f"{100 * flops / seconds / rate:.0f} %",
-                    f"{memory / MIB:.0f}",
-                    with_spread(times),
-                    _aim(method, sharded=is_sharded(world.config)),
-                ]
+        for method in named:
+            line, told = _told(seen[method], timed.get(method), timed.get(PLAIN), rate)
+            aim = aim_of(
+                method,
+                sharded=is_sharded(world.config),
+                shares=world.model.shares_beginnings(),
             )
-            numbers.append(
-                {
-                    "lengths": lengths,
-                    "method": method,
-                    "tokens": stepper.tokens,
-                    "useful_flops": flops,
-                    "device_flops_per_second": rate,
-                    "memory_bytes": memory,
-                    "times_grad_diff": statistics.median(times),
-                    **times_of(timed[method]),
-                }
-            )
+            lines.append([method, *line, "" if aim is None else f"{aim:.2f}"])
+            numbers.append({"lengths": lengths, "method": method, "aim": aim, **told})
         title = f"{lengths}: {about(world)}, beside gradient difference"
-        columns = ["method", "ms", "tokens/s", "MFU", "MiB", "times grad_diff", "aim"]
+        columns = ["method", "ms", "tokens/s", "MFU", "MiB", "times grad_diff", "in all", "aim"]
         yield [Table(title, columns, lines)], numbers
 
 
-def _aim(method: str, *, sharded: bool) -> str:
-    if method not in AIMS:
-        return ""
-    return f"{1.10 if sharded and AIMS[method] == 1.05 else AIMS[method]:.2f}"
+class Seen(NamedTuple):
+    """What a method's steps do, of all draws."""
+
+    tokens: int
+    flops: int
+    memory: int
+    """Bytes at most, beside weights, gradient and optimizer, of any draw."""
+
+
+def _seen(world: World, steppers: Sequence[Stepper]) -> Seen | None:
+    """None: a step does not fit."""
+
+    def looks() -> list[tuple[int, int]]:
+        return [held_and_done(world.engine, x.step) for x in steppers]
+
+    found = where_it_fits(world.engine, looks)
+    if found is None:
+        return None
+    memory, flops = zip(*found, strict=True)
+    return Seen(sum(x.tokens for x in steppers), sum(flops), max(memory))
+
+
+def _told(
+    seen: Seen | None, way: Timed | None, plain: Timed | None, rate: float
+) -> tuple[list[str], dict[str, object]]:
+    """The cells of a method's line but its aim, and what the JSON holds."""
+    if seen is None or way is None:
+        return [TOO_LARGE, *[""] * 5], {"fits": False}
+    seconds = cost(way)
+    cells = [
+        f"{1e3 * statistics.median(seconds):.0f}",
+        f"{seen.tokens / sum(seconds):.0f}",
+        f"{100 * seen.flops / sum(seconds) / rate:.0f} %",
+        f"{seen.memory / MIB:.0f}",
+    ]
+    numbers = {
+        "fits": True,
+        "tokens": seen.tokens,
+        "useful_flops": seen.flops,
+        "device_flops_per_second": rate,
+        "memory_bytes": seen.memory,
+        **times_of(way),
+    }
+    if plain is None:
+        return [*cells, "", ""], numbers
+    times, together = ratios(way, plain), in_all(way, plain)
+    beside = {"times_grad_diff": statistics.median(times), "times_grad_diff_in_all": together}
+    return [*cells, with_spread(times), f"{together:.2f}"], numbers | beside
+
+
+def aim_of(method: str, *, sharded: bool, shares: bool) -> float | None:
+    """How many times the cost of `PLAIN` the method's step is to be at most.
+
+    `shares`: whether what rows begin with alike is read once.
+    """
+    if method in ("blur", "ngdiff"):
+        return 1.10 if sharded else 1.05
+    if method == "dpo":  # two answers to each question
+        return 1.30 if shares else 1.55
+    return AIMS.get(method)
 
 
 # ---- growth --------------------------------------------------------------------------------------

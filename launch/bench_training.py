@@ -35,8 +35,8 @@ from framework.terminal import say
 from . import peer_style
 from .bench_loop import loop
 from .bench_peers import peers
-from .bench_result import Table, keep, show
-from .bench_steps import Answer, growth, methods
+from .bench_result import Answer, Table, keep, show
+from .bench_steps import growth, methods
 from .outcome import make_folder
 from .settings import is_sharded, parse
 from .shapes import LENGTHS, SHAPES
@@ -66,17 +66,19 @@ class TrainingBench:
     """Those to step: names such as npo, npo_kl, blur, sam, or any choice of trainer; null: all
     that a target is set for, among peers npo and npo_kl."""
     rows: int = 8
-    """Of each objective in a step, over all ranks, at least 1."""
+    """Of each objective in a step, over all ranks, at least 1. 8 are open-unlearning's for a device
+    (configs/trainer/finetune.yaml), which adds up four such batches; rows=32 is its whole step."""
     peer_rows: int = 8
     """Of each objective in a forward pass of the peers, at least 1: they let gradients add up."""
     rounds: int = 5
-    """How often each way takes its step, at least 1, after one that is not counted."""
+    """How often each way takes its step, at least 1, after one that is not counted; to the peers'
+    question and that of methods each round brings other rows."""
     tokens_per_micro_batch: int = 4096
     """Tokens of one of our forward passes on one rank, at least 2."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 keeps fp32 master weights, the peers too; auto: bf16 on a GPU, fp32 on a CPU."""
     seed: int = 0
-    """Of weights and rows."""
+    """Of weights, and of the first round's rows: round i has those of `seed` + i."""
     output: str = "runs/bench"
     """The folder of the results."""
 

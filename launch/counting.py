@@ -37,7 +37,7 @@ from .flops import flops_of
 from .peak_bytes import Peak, peak_bytes
 from .peer_style import BEST, PeerStyle, Update
 from .shapes import Shape
-from .training_world import RATE, Stepper, method_config, recipe_of
+from .training_world import RATE, method_config, recipe_of
 
 StepRows = Mapping[str, Sequence[Row]]
 DEPTHS = (2, 4)
@@ -150,7 +150,7 @@ def _peers_directly(method: str, shape: Shape, rows: StepRows) -> PeerWork:
         before.requires_grad_(requires_grad=False)
         arrivals = _Arrivals(list(module.parameters()))
         peers = PeerStyle(
-            recipe_of(method, Stepper(prepared.trainer, rows)),
+            recipe_of(method, prepared.trainer),
             BEST,
             module=module,
             reference=before,

@@ -52,7 +52,9 @@ class Habits:
     """Cross entropy is of a copy of all logits but the last, transposed (open-unlearning's
     src/trainer/utils.py)."""
     items: bool = True
-    """Numbers are waited for: every batch's losses, BLUR's products at every parameter."""
+    """Numbers are waited for: every batch's loss, of which transformers' Trainer asks whether it is
+    finite (`logging_nan_inf_filter`, by default; huggingface/transformers#33693), and BLUR's
+    products at every parameter (its MUSE code's iterative.py)."""
 
 
 PUBLISHED, BEST = Habits(), Habits(False, False, False, False)
@@ -128,6 +130,12 @@ class Update:
         self.step()  # it has its moments now; nothing has moved
 
     @torch.no_grad()
+    def follow(self) -> None:
+        """Go on from the parameters as they are."""
+        if self.parameters[0] is not self.masters[0]:
+            torch._foreach_copy_(self.masters, self.parameters)
+
+    @torch.no_grad()
     def step(self) -> None:
         """Along the gradients that the parameters hold; they are gone afterwards."""
         for p, master in zip(self.parameters, self.masters, strict=True):
@@ -164,10 +172,11 @@ class PeerStyle:
         self.update = update
         self.batch = batch
 
-    def step(self, forget: Sequence[Row], retain: Sequence[Row]) -> None:
-        """Gradient and update."""
-        self.differentiate(forget, retain)
+    def step(self, forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, Tensor]:
+        """Gradient and update; the losses by objective."""
+        losses = self.differentiate(forget, retain)
         self.update.step()
+        return losses
 
     def differentiate(self, forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, Tensor]:
         """The losses by objective; their gradient is left in the parameters."""
@@ -213,12 +222,14 @@ class PeerStyle:
             size = self.recipe.rho / torch.stack([step.norm() for step in steps]).norm()
             for p, step in zip(self.update.parameters, steps, strict=True):
                 p.add_(step.mul_(size))
-        for part, before in zip(parts, read, strict=True):
-            again = self._before(part.forget) if self.habits.again else before
-            _backward(self.recipe.forget_weight * self._npo(part, again))
-        with torch.no_grad():
-            for p, step in zip(self.update.parameters, steps, strict=True):
-                p.sub_(step)
+        try:
+            for part, before in zip(parts, read, strict=True):
+                again = self._before(part.forget) if self.habits.again else before
+                _backward(self.recipe.forget_weight * self._npo(part, again))
+        finally:  # also where it does not fit: others are measured after it
+            with torch.no_grad():
+                for p, step in zip(self.update.parameters, steps, strict=True):
+                    p.sub_(step)
         for part in parts:
             retain = self._retain(part)
             _backward(self.recipe.retain_weight * retain)
@@ -254,8 +265,8 @@ class PeerStyle:
         for name, share in shares.items():
             known = share.detach()
             losses[name] = losses[name] + known if name in losses else known
-            if self.habits.items:
-                known.item()
+        if self.habits.items:
+            torch.stack([share.detach() for share in shares.values()]).sum().isfinite().item()
 
     # ---- losses: a batch's share of the step's mean ----------------------------------------------
 

@@ -115,6 +115,11 @@ def ratios(way: Timed, other: Timed) -> list[float]:
     return [a / b for a, b in zip(cost(way), cost(other), strict=True)]
 
 
+def in_all(way: Timed, other: Timed) -> float:
+    """How many times the cost of `other` that of `way` is, all rounds together."""
+    return sum(cost(way)) / sum(cost(other))
+
+
 def with_spread(values: Sequence[float], digits: int = 2) -> str:
     """The median, and between which two values all lie."""
     low, middle, high = (
@@ -125,9 +130,18 @@ def with_spread(values: Sequence[float], digits: int = 2) -> str:
 
 def in_turns(ways: Sequence[Way], rounds: int, *, description: str) -> list[Timed]:
     """Every way in every round, one after another, after a round that is not counted."""
+    return in_rounds([ways] * (rounds + 1), description=description)
+
+
+def in_rounds(rounds: Sequence[Sequence[Way]], *, description: str) -> list[Timed]:
+    """The same where the ways of each round, by the same names, have work of their own.
+
+    The first of `rounds` is not counted.
+    """
+    ways = rounds[0]
     seconds: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}
     found: dict[str, Any] = {}
-    turns = [(i, way) for i in range(rounds + 1) for way in ways]
+    turns = [(i, way) for i, those in enumerate(rounds) for way in those]
     for i, way in progress(turns, description=description):
         _wait()
         started, cpu = time.perf_counter(), time.process_time()

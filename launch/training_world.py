@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 
 from framework import LanguageModel, Row, Rows, UnlearningTrainer, build, distributed
 from framework.config import choices, compose, part_of, plain
-from framework.engine import Engine
+from framework.engine import Engine, LocalEngine
 from framework.errors import ConfigError
-from framework.method import layer_of, read_of_reference, reference_needed
+from framework.method import Method, layer_of, read_of_reference, reference_needed
 from framework.optimizers import AdamW, Optimizer
 from framework.parts import Plan
 from framework.reference import CachedReference, FrozenReference, Reference
@@ -27,6 +27,7 @@ from .assembly import loading, selection
 from .peer_style import Recipe
 from .settings import CONFIGS, KINDS, RunSettings, is_sharded
 from .shapes import LENGTHS, SHAPES, rows_of
+from .step_looks import Look, Losses, look
 
 METHODS: Mapping[str, tuple[str, ...]] = {
     "grad_diff": ("trainer=grad_diff",),
@@ -66,30 +67,40 @@ class World:
         numbers = (getattr(p, "ds_numel", p.numel()) for p in self.model.module.parameters())
         return sum(numbers)
 
-    def batch(self, lengths: str, *, rows: int | None = None) -> dict[str, list[Row]]:
-        """A step's rows: forget ones that bring a preferred answer, and retain ones."""
+    def batch(self, lengths: str, *, rows: int | None = None, draw: int = 0) -> Batch:
+        """A step's rows: forget ones that bring a preferred answer, and retain ones.
+
+        `draw`: 0, 1 ...: other rows each, which is the same as another `seed` gives.
+        """
         count = self.config.rows if rows is None else rows
         return {
             name: rows_of(
                 LENGTHS[lengths],
                 count,
                 vocabulary=int(self.model.module.config.vocab_size),
-                seed=self.config.seed + index,
-                name=name,
+                seed=2 * (self.config.seed + draw) + index,
+                name=f"{draw}/{name}",
                 paired=name == "forget",
             )
             for index, name in enumerate(("forget", "retain"))
         }
 
+    def draws(self, lengths: str) -> list[Batch]:
+        """The rows of each round."""
+        return [self.batch(lengths, draw=i) for i in range(self.config.rounds)]
+
     def stepper(self, method: str, rows: Batch) -> Stepper:
         """The trainer of a method, with the reference that it needs of these rows."""
+        (stepper,) = self.steppers(method, [rows])
+        return stepper
+
+    def steppers(self, method: str, draws: Sequence[Batch]) -> list[Stepper]:
+        """One trainer of the method, for a step of the rows of each draw."""
         config = method_config(method)
         kind, settings = part_of(config.trainer)
         given = {
-            name: list(rows[name])
-            if kind.prefers or name != "forget"
-            else [Row(row.id, row.input_ids, row.weights) for row in rows[name]]
-            for name in rows
+            name: [_read_by(kind, row, name) for rows in draws for row in rows[name]]
+            for name in draws[0]
         }
         selected = selection(config, given, self.model)
         if selected is not None:
@@ -113,11 +124,21 @@ class World:
             seed=self.config.seed,
         )
         trainer.begin(Plan(steps=10**6, steps_per_epoch=100))
-        return Stepper(trainer, {name: given[name] for name in trainer.objectives})
+        read = {name: {row.id: row for row in given[name]} for name in trainer.objectives}
+        return [
+            Stepper(trainer, {name: [read[name][row.id] for row in rows[name]] for name in read})
+            for rows in draws
+        ]
 
     def leave_reference(self) -> None:
         """Move the weights a little off the reference, so that no difference to it is zero."""
         self.engine.set_weights(self.engine.weights().add_(self.engine.noise(0), 5e-3))
+
+
+def _read_by(kind: type[Method], row: Row, objective: str) -> Row:
+    """As the method has it: a forget row with its preferred answer only where it reads that."""
+    reads = kind.prefers or objective != "forget"
+    return row if reads else Row(row.id, row.input_ids, row.weights)
 
 
 @dataclass(frozen=True)
@@ -132,6 +153,19 @@ class Stepper:
     def step(self, rate: float = RATE) -> None:
         """Pack the rows, take the step."""
         self.trainer.step(self.batches(), learning_rate=rate)
+
+    def look(self) -> Look:
+        """The step, taken where nothing moves."""
+        trainer = self.trainer
+        engine = trainer.engine
+        assert isinstance(engine, LocalEngine)
+
+        def step() -> Losses:
+            self.step()
+            found = trainer.metrics()
+            return {name: found[f"train/{name}/loss"] for name in trainer.objectives}
+
+        return look(engine, engine.optimizer, step)
 
     def batches(self) -> list[dict[str, Rows]]:
         """The rows, packed."""
@@ -217,9 +251,9 @@ def needs_copy(method: str) -> bool:
     return reference_needed(*part_of(method_config(method).trainer)) == "frozen"
 
 
-def recipe_of(method: str, stepper: Stepper) -> Recipe:
+def recipe_of(method: str, trainer: UnlearningTrainer) -> Recipe:
     """The peers' recipe of a method, with our settings."""
-    config, trainer = method_config(method), stepper.trainer
+    config = method_config(method)
     settings = plain(config.trainer) | plain(config.perturbation) | plain(config.weighting)
     own = {each.name: settings[each.name] for each in fields(Recipe) if each.name in settings}
     own |= {"layer": layer_of(trainer.config, trainer.model.module.config), "seed": trainer.seed}

@@ -1,0 +1,134 @@
+"""A look at a step before it is timed: what it holds and does, how far it is from another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from framework import distributed
+from framework.engine import Engine, LocalEngine
+from framework.modules import trainable_parameters
+
+from .flops import flops_of
+from .peak_bytes import peak_bytes
+
+LIMITS = {"fp32": 1e-4, "bf16": 5e-2}
+"""The largest relative error with which two steps count as the same."""
+MIB = 2**20
+TOO_LARGE = "does not fit"
+"""The cell of a way that ran out of the GPU's memory."""
+
+Losses = Mapping[str, float]
+"""By objective."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far two steps are apart, relative to the second."""
+
+    loss: float
+    """Of the objective that is furthest, over the largest of the losses."""
+    gradient: float
+    """The norm of the difference over the norm."""
+
+    def within(self, limit: float) -> bool:
+        """Whether the two are the same step."""
+        return max(self.loss, self.gradient) <= limit
+
+    def __str__(self) -> str:
+        """The larger."""
+        return f"{max(self.loss, self.gradient):.0e}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """A step, taken where nothing moves."""
+
+    memory: int
+    """The most bytes held beside weights, gradient and optimizer."""
+    flops: int
+    losses: Losses
+    gradient: Sequence[Tensor]
+    """What the optimizer was given: clipped, tensor by tensor in its own order."""
+
+    def errors(self, other: Look) -> Errors:
+        """How far this step is from the other."""
+        furthest = max(abs(self.losses[name] - x) for name, x in other.losses.items())
+        largest = max(map(abs, other.losses.values()))
+        apart = whole = 0.0
+        for mine, theirs in zip(self.gradient, other.gradient, strict=True):
+            apart += float((mine.double() - theirs.double()).square().sum())
+            whole += float(theirs.double().square().sum())
+        return Errors(loss=furthest / largest, gradient=(apart / max(whole, 1e-300)) ** 0.5)
+
+
+def look(engine: Engine, optimizer: torch.optim.Optimizer, step: Callable[[], Losses]) -> Look:
+    """What `step`, which ends in a step of the optimizer, holds, does and finds."""
+    losses: dict[str, float] = {}
+
+    def work() -> None:
+        losses.update(step())
+
+    with _standing(optimizer) as gradient:
+        memory, flops = held_and_done(engine, work)
+    return Look(memory, flops, losses, gradient)
+
+
+@contextmanager
+def _standing(optimizer: torch.optim.Optimizer) -> Iterator[list[Tensor]]:
+    """Inside, steps of the optimizer move nothing; their gradients are kept, not copied."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    kept: list[Tensor] = []
+
+    def keep(stepped: torch.optim.Optimizer, *_: object) -> None:
+        for group in stepped.param_groups:
+            group["lr"] = 0.0
+            kept.extend(_flat(p.grad, p) for p in group["params"])
+
+    hook = optimizer.register_step_pre_hook(keep)
+    try:
+        yield kept
+    finally:
+        hook.remove()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def _flat(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    found = torch.zeros_like(parameter) if gradient is None else gradient
+    return found.detach().reshape(-1)
+
+
+def held_and_done(engine: Engine, work: Callable[[], object]) -> tuple[int, int]:
+    """The most bytes that a step holds beside weights, gradient and optimizer, and its FLOPs.
+
+    The gradient is there before the step, as the optimizer's moments are.
+    """
+    if isinstance(engine, LocalEngine):
+        for _, p in trainable_parameters(engine.model.module):
+            p.grad = torch.zeros_like(p)
+    with peak_bytes(engine.model.device) as peak:
+        flops = flops_of(work)
+    return peak.bytes, flops
+
+
+def where_it_fits(engine: Engine, seen: Callable[[], T]) -> T | None:
+    """What `seen` gives; None: it ran out of the GPU's memory, and left nothing there.
+
+    Of several ranks the others would wait for the one: there it ends the bench.
+    """
+    try:
+        return seen()
+    except torch.OutOfMemoryError:
+        if distributed.world_size() > 1:
+            raise
+    engine.model.module.zero_grad(set_to_none=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
