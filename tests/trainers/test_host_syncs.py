@@ -6,6 +6,8 @@ import pytest
 import torch
 from compositions import EACH, Composition, build, plan_of
 
+from framework.loop import Loop, train
+from framework.sampler import ForgetRetainSampler
 from framework.trainer import UnlearningTrainer
 from launch.host_syncs import host_syncs
 
@@ -28,13 +30,32 @@ def test_a_step_that_is_not_logged_waits_for_nothing_but_what_steers_it(composit
     trainer = build(composition, plan)
     trainer.model.tokens_per_micro_batch = 1000
     for step in plan:
-        batches = trainer.micro_batches(step, trainer.steps_done)
         with host_syncs() as found:
+            batches = trainer.micro_batches(step, trainer.steps_done)
             trainer.step(batches, learning_rate=0.01)
         assert found.total() == promised(trainer), found
     with host_syncs() as found:
         trainer.metrics()
     assert found.total() > 0
+
+
+@pytest.mark.parametrize("weighting", ["none", "primal_dual"])
+def test_the_loop_waits_for_nothing_but_its_steps(weighting: str):
+    composition = ("npo", weighting, "none")
+    plan = plan_of(composition, STEPS)
+    rows = {name: [row for step in plan for row in step[name]] for name in plan[0]}
+
+    def waits(steps: int) -> int:
+        trainer = build(composition, plan)
+        sampler = ForgetRetainSampler(rows, batch_size=len(plan[0]["forget"]), seed=0)
+        with host_syncs() as found:
+            train(trainer.engine, trainer, sampler, Loop(steps=steps, log_every=0))
+        return found.total()
+
+    per_step = promised(build(composition, plan))
+    assert waits(2 * STEPS) - waits(STEPS) == STEPS * per_step
+    # at its end it looks for steps that were not finite, unless each step did
+    assert waits(STEPS) == STEPS * per_step + (per_step == 0)
 
 
 def test_every_way_to_wait_is_counted():
