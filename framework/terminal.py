@@ -5,6 +5,7 @@ that logs stay readable. Both leave one last line. Work of less than a second sh
 """
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
@@ -26,6 +27,7 @@ from .distributed import is_main
 
 QUIET_SECONDS = 1.0  # shorter work shows nothing
 LINE_SECONDS = 10.0  # between two plain lines
+NAME = 24  # characters of a row's name that stay on one line, however narrow the terminal
 
 Cell = str | float | None
 T = TypeVar("T")
@@ -163,12 +165,18 @@ def table(
     """
     if not is_main():
         return
-    drawn = _drawn(title, columns, rows, best, prose=prose, colors=colors or {})
     console = Console(highlight=False)
+
+    def with_headings(names: Sequence[str]) -> tuple[Table, int]:
+        drawn = _drawn(title, names, rows, best, prose=prose, colors=colors or {})
+        wide = console.options.update(max_width=10_000)
+        return drawn, Measurement.get(console, wide, drawn).maximum
+
+    drawn, width = with_headings(columns)
     if not console.is_terminal:  # a file has no width: nothing needs to be folded
-        console.width = Measurement.get(
-            console, console.options.update(max_width=10_000), drawn
-        ).maximum
+        console.width = width
+    elif width > console.width:  # at the ends of words, before anything is folded within them
+        drawn, _ = with_headings([re.sub(r"[/_ ](?=\w)", r"\g<0>\n", name) for name in columns])
     console.print(drawn)
 
 
@@ -235,7 +243,8 @@ def _drawn(
     drawn = Table(title=Text(title, style="bold"), title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         justify: Literal["left", "right"] = "right" if index and not prose else "left"
-        drawn.add_column(Text(column), justify=justify, overflow="fold")
+        named = not index and not prose and all(len(_text(row[0])) <= NAME for row in rows)
+        drawn.add_column(Text(column), justify=justify, overflow="fold", no_wrap=named)
     for row_index, row in enumerate(rows):
         cells = []
         for index, cell in enumerate(row):

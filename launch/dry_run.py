@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from framework import Benchmark, build, distributed
 from framework.config import part_of
 from framework.decoding import bytes_per_token
-from framework.memory import GIB, device_memory
+from framework.memory import GIB, device_memory, in_words
 from framework.method import reference_needed
 from framework.terminal import table
 from framework.tuning import parameter_counts
@@ -46,7 +46,7 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
         ["run folder", str(Path(config.output))],
     ]
     if plan.reference_bytes:
-        rows.insert(6, ["its files on disk", f"{plan.reference_bytes / GIB:.3f} GiB"])
+        rows.insert(6, ["its files on disk", in_words(plan.reference_bytes)])
     print(OmegaConf.to_yaml(config).rstrip())
     table("dry run", ["what", "value"], rows)
     ledger = plan.memory()
@@ -81,7 +81,7 @@ def verdict(ledger: Ledger, there: int | None) -> str:
     """One line: whether it fits a device of `there` bytes."""
     needed = ledger.most
     if there is None:
-        return f"needs {needed / GIB:.1f} GiB per rank; there is no GPU here to compare with"
+        return f"needs {in_words(needed)} per rank; there is no GPU here to compare with"
     sizes = f"{needed / GIB:.1f} of {there / GIB:.1f} GiB"
     return f"{'fits' if needed <= there else 'does not fit'}: {sizes}"
 

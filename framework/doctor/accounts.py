@@ -43,7 +43,7 @@ def hub() -> list[Finding]:
         findings.append(Finding("hub", "pass", f"{offline[0]}: nothing is downloaded; {found}"))
     else:
         server = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        remedy = "export HF_HUB_OFFLINE=1 and download the models on a login node before"
+        remedy = "export HF_HUB_OFFLINE=1 and first download the models on a login node"
         findings.append(_reached("hub", server, found, remedy))
     findings.append(Finding("hub token", "pass", _token(home)))
     return findings

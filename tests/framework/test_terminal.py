@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,42 @@ def test_an_error_inside_the_work_is_not_swallowed(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.splitlines()[-1] == "divide: 1/2 (50%), 3.0 s each, took 3 s"
 
 
+def on_a_terminal(program: str) -> str:
+    """What a Python program shows on a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    except OSError:  # how Linux says that the other end of a terminal was closed
+        pass
+    os.close(ours)
+    assert child.wait(timeout=60) == 0
+    return seen.decode()
+
+
+def test_headings_are_broken_at_the_ends_of_words_where_a_terminal_is_narrow() -> None:
+    program = (
+        "from framework.terminal import table\n"
+        "names = ['forget/rouge → gold', 'retain/rouge ↑', 'model_utility ↑', 'mia/auc → gold']\n"
+        "rows = [['grad_diff x 2', *[0.5] * 6], ['gold', *[4e-8] * 6]]\n"
+        "table('mini', ['model', *names, *names[:2]], rows)\n"
+    )
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(program)).splitlines()
+
+    assert max(map(len, lines)) <= 100
+    cells = {cell.strip() for line in lines for cell in re.split("[┃│]", line)}
+    assert cells >= {"forget/", "retain/", "rouge ↑", "model_", "utility ↑", "mia/"}
+    assert cells >= {"grad_diff x 2", "gold", "4.0e-08"}
+
+
 def test_bars_stack_on_a_terminal_and_leave_one_line_each() -> None:
     program = (
         "from framework.terminal import LiveTable, Progress, say\n"
@@ -102,23 +139,8 @@ def test_bars_stack_on_a_terminal_and_leave_one_line_each() -> None:
         "        with Progress('evaluate [b]', 2, clock=lambda: now[0]) as inner:\n"
         "            now[0] += 2; inner.advance(2)\n"
     )
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    )
-    os.close(theirs)
-    seen = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            seen += chunk
-    except OSError:  # how Linux says that the other end of a terminal was closed
-        pass
-    os.close(ours)
-    text = seen.decode()
+    text = on_a_terminal(program)
 
-    assert child.wait(timeout=60) == 0
     assert "━" in text
     assert "2 runs" in text
     assert "starting" in text
