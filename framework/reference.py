@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -128,8 +128,11 @@ class CachedReference(Reference):
         for kind, given in asked.items():
             rows = _distinct(given)
             values: Values
-            with adapters_off(model.module):
-                found = read_off(model, rows, functions[kind])
+            # closed where it is left half way: its bar says so before an error is told
+            with (
+                adapters_off(model.module),
+                closing(read_off(model, rows, functions[kind])) as found,
+            ):
                 if not counted_tokens(rows):
                     width = model.module.config.get_text_config().hidden_size
                     values = torch.zeros(0, *(() if kind == "log_probs" else (width,)))

@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -91,7 +91,7 @@ def counted_tokens(rows: Sequence[Row]) -> int:
 
 def read_off(
     model: LanguageModel, rows: Sequence[Row], function: Callable[[Rows], Tensor]
-) -> Iterator[Pieces]:
+) -> Generator[Pieces, None, None]:
     """What `function` gives of each row's counted tokens, every row read once, some at a time.
 
     Every rank must go through all of it: each reads its share, and has everyone's.

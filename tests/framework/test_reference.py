@@ -350,6 +350,18 @@ def test_a_run_goes_on_where_nothing_can_be_shared(tmp_path, capsys, cache):
     assert told.count("\n") == 1
 
 
+def test_a_reference_that_cannot_be_written_leaves_the_model_as_it_was(tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
+    model = tiny.language_model()
+    model.module.train()
+    with pytest.raises(
+        CheckpointError, match=r"^the reference could not be written to .*$"
+    ) as told:
+        cached(model, folder=tmp_path / "file")
+    assert told.tb is not None  # whose frames keep what was left half way
+    assert model.module.training
+
+
 def test_a_disk_without_room_is_told_in_one_line_before_anything_is_written(tmp_path):
     found = iter([[(0, torch.zeros(2, 32))]])
     with pytest.raises(CheckpointError, match=r"^.* needs 119209\.3 GiB in .* GiB are free; .*$"):
