@@ -362,15 +362,21 @@ def _moved(arrays: Sequence[np.ndarray], device: torch.device | None) -> list[Te
     if device is None or device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     sizes = [-(-array.nbytes // 16) * 16 for array in arrays]  # kernels want them aligned
-    whole = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    whole = torch.empty(sum(sizes), dtype=torch.uint8)
     for array, part in zip(arrays, whole.split(sizes), strict=True):
         part[: array.nbytes].numpy()[:] = array.view(np.uint8)
-    parts = whole.to(device, non_blocking=True).split(sizes)
+    parts = sent(whole, device).split(sizes)
     dtypes = [torch.from_numpy(array[:0]).dtype for array in arrays]
     return [
         part[: array.nbytes].view(dtype)
         for array, part, dtype in zip(arrays, parts, dtypes, strict=True)
     ]
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the host on `device`, by a copy that the host does not wait for."""
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
 
 
 def idle(row: Row) -> Row:

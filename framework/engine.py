@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .distributed import sum_over_ranks
 from .errors import CheckpointError
 from .kept import read
 from .language_model import LanguageModel
@@ -29,6 +30,8 @@ from .optimizers import Optimizer, Trained, skips_on_device, step_along
 from .vectors import Vector, inner_products
 
 Precision = Literal["fp32", "bf16"]
+PIECE = 1 << 26
+"""Elements of a shift that are measured at once."""
 Loss = Callable[[], Tensor]
 """A micro-batch's share of the step's loss, a scalar with a graph."""
 
@@ -74,6 +77,7 @@ class Engine(ABC):
     def shifted(self, delta: Vector) -> Iterator[Shift]:
         """Parameters + `delta` inside; restored bit for bit on the way out, also after an error."""
         shift = self.shift(delta)
+        del delta  # its memory serves the gradients inside, unless the caller keeps it
         try:
             yield shift
         finally:
@@ -145,13 +149,52 @@ def full_shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def measure_shift(asked: Vector, realised: Vector) -> Shift:
-    """Compare the shift that was realised with the one that was asked for, in one collective."""
-    rr, aa, ra = inner_products([(realised, realised), (asked, asked), (realised, asked)])
+def measure_shift(moves: Iterable[tuple[Tensor, Tensor]], *, replicated: bool) -> Shift:
+    """Compare the shift that was realised with the one that was asked for, in one collective.
+
+    `moves`: flat fp32 pieces of what was asked for and what was realised, made as they are read, so
+    that not all of them are there at once; `replicated` as a `Vector` has it.
+    """
+    sums: list[Tensor] = []
+    asked: list[Tensor] = []
+    realised: list[Tensor] = []
+    for wanted, became in moves:
+        asked.append(wanted)
+        realised.append(became)
+        if sum(map(Tensor.numel, realised)) >= PIECE:
+            sums.append(_products(asked, realised))
+            asked, realised = [], []
+    if asked or not sums:
+        sums.append(_products(asked, realised))
+    local = torch.stack(sums).sum(0)
+    rr, aa, ra = local if replicated else sum_over_ranks(local)
     lengths = (rr * aa).sqrt().clamp_min(1e-300)
     ratio, cosine = (rr / aa.clamp_min(1e-300)).sqrt(), ra / lengths
     whole = torch.ones_like(aa)  # of nothing, nothing was lost
     return Shift(rr.sqrt(), torch.where(aa > 0, ratio, whole), torch.where(aa > 0, cosine, whole))
+
+
+def move(shares: Sequence[Tensor], origins: Sequence[Tensor], delta: Vector) -> Shift:
+    """Make `shares` of the forward's parameters `origins` + `delta`, a piece at a time.
+
+    It starts from origins as `shares` would round them, and ends as they round it.
+    """
+
+    def moves() -> Iterator[tuple[Tensor, Tensor]]:
+        for each in zip(shares, origins, delta.shards, strict=True):
+            for share, origin, d in zip(*(x.view(-1).split(PIECE) for x in each), strict=True):
+                start = origin.to(share.dtype).float()
+                end = (start + d.to(start.device)).to(share.dtype)
+                share.copy_(end)
+                yield d, (end.float() - start).to(d.device)
+
+    return measure_shift(moves(), replicated=delta.replicated)
+
+
+def _products(asked: Sequence[Tensor], realised: Sequence[Tensor]) -> Tensor:
+    """[3] of this rank's pieces: realised with itself, asked with itself, one with the other."""
+    a, r = Vector(asked, replicated=True), Vector(realised, replicated=True)
+    return inner_products([(r, r), (a, a), (r, a)])
 
 
 def fingerprint(model: LanguageModel) -> str:
@@ -217,13 +260,10 @@ class LocalEngine(Engine):
     @torch.no_grad()
     def shift(self, delta: Vector) -> Shift:
         """See `Engine.shift`."""
-        if self._unshifted is None:
-            self._unshifted = [p.detach().clone() for p in self._parameters]
-        realised = []
-        for p, origin, d in zip(self._parameters, self._unshifted, delta.shards, strict=True):
-            p.copy_((origin.float() + d.view_as(p)).to(p.dtype))
-            realised.append((p.float() - origin.float()).view(-1))
-        return measure_shift(delta, Vector(realised, replicated=True))
+        if self._unshifted is None:  # the parameters are what the masters round to
+            kept = self._masters if self._has_masters else [p.clone() for p in self._parameters]
+            self._unshifted = kept
+        return move(self._parameters, self._unshifted, delta)
 
     @torch.no_grad()
     def unshift(self) -> None:

@@ -178,7 +178,9 @@ class LanguageModel(Reader):
         batches = batches_of_prompts([len(x) for x in ids], max_new_tokens, tokens=tokens)
         with self.evaluating(), self._cached_attention():
             for batch in progress(self._share(batches), description=description):
-                choose = drawn_of(sampling, batch, max_new_tokens) if sampling else likeliest
+                choose: Choice = likeliest
+                if sampling is not None:
+                    choose = drawn_of(sampling, batch, max_new_tokens, self.device)
                 texts = self._decoded([ids[i] for i in batch], max_new_tokens, choose)
                 mine.update(zip(batch, texts, strict=True))
         answers = gather_in_order(mine, len(prompts))

@@ -35,12 +35,13 @@ def likeliest(logits: Tensor, rows: Tensor, position: int) -> Tensor:
     return logits.argmax(-1)
 
 
-def drawn_of(sampling: Sampling, batch: Sequence[int], length: int) -> Choice:
+def drawn_of(sampling: Sampling, batch: Sequence[int], length: int, device: torch.device) -> Choice:
     """Draws up to `length` tokens for each prompt of `batch`, by their own numbers."""
-    numbers = torch.stack([uniform(sampling.seed, sampling.names[i], length) for i in batch])
+    each = [uniform(sampling.seed, sampling.names[i], length) for i in batch]
+    numbers = torch.stack(each).to(device)
 
     def choose(logits: Tensor, rows: Tensor, position: int) -> Tensor:
-        own = numbers[:, position].to(logits.device)[rows]
+        own = numbers[rows, position]
         return drawn(logits, sampling.temperature, own)
 
     return choose

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .data import Row, Rows
+from .data import Row, Rows, sent
 from .distributed import all_gather_objects, on_rank_zero
 from .errors import CheckpointError
 from .language_model import LanguageModel
@@ -70,18 +70,14 @@ class TokenTable:
         """
         places = [self._places[name] for name in rows.ids]
         parts = [self._values[begin:end] for begin, end, _ in places if end > begin]
-        values = self._sent(torch.cat([*parts, self._nothing]))
-        numbers = self._sent(torch.cat([number for *_, number in places]))
+        values = sent(torch.cat([*parts, self._nothing]), self._device)
+        numbers = sent(torch.cat([number for *_, number in places]), self._device)
         tokens = [len(number) for *_, number in places]
         counts = [end - begin for begin, end, _ in places]
-        first = self._sent(torch.tensor([[0, *tokens[:-1]], [0, *counts[:-1]]]).cumsum(1))
+        before = torch.tensor([[0, *tokens[:-1]], [0, *counts[:-1]]]).cumsum(1)
+        first = sent(before, self._device)
         number = numbers[first[0][rows.row_of] + rows.position_ids[rows.scored]]
         return values[torch.where(number < 0, -1, first[1][rows.row_of] + number)]
-
-    def _sent(self, values: Tensor) -> Tensor:
-        if self._device.type == "cpu":
-            return values
-        return values.pin_memory().to(self._device, non_blocking=True)
 
 
 def counted_tokens(rows: Sequence[Row]) -> int:

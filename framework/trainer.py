@@ -202,6 +202,7 @@ class UnlearningTrainer(Method):
     @contextmanager
     def _shifted(self, delta: Vector, record: StepRecord) -> Iterator[Shift]:
         with self.engine.shifted(delta) as shift:
+            del delta  # see `Engine.shifted`
             record.shift = shift
             yield shift
 

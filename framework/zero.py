@@ -56,7 +56,7 @@ from .engine import (
     Shift,
     check_fingerprint,
     fingerprint,
-    measure_shift,
+    move,
     trained,
 )
 from .errors import CheckpointError, ConfigError, WorldSizeError
@@ -81,7 +81,7 @@ PRIVATE = {
         "cpu_offload", "micro_step_id", "nccl_start_alignment_factor", "optimizer",
         "parallel_partitioned_bit16_groups", "partition_size", "real_dp_process_group",
         "round_robin_bit16_groups", "round_robin_bit16_offsets",
-        "single_partition_of_fp32_groups", "update_lp_params",
+        "single_partition_of_fp32_groups",
     ),
     "stage 3": (
         "_clear_fp32_optimizer_param_groups", "_offload_boundary_param_ids",
@@ -142,7 +142,6 @@ class ZeroEngine(Engine):
         if model.partitioned:
             model.gathered = deepspeed.zero.GatheredParameters
         self._layout = _layout_of(self.deepspeed)
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._shaper = optimizer.shaper(parameters)
         self.skips_on_device = self._shaper is None and skips_on_device(built)
         self._matrices = self._spread({} if self._shaper is None else self._shaper.matrices)
@@ -161,20 +160,14 @@ class ZeroEngine(Engine):
     @torch.no_grad()
     def shift(self, delta: Vector) -> Shift:
         """See `Engine.shift`. The shift starts from the rounded parameters, not from the master."""
-        moved, realised = [], []
-        for master, d in zip(self._layout.unshifted(), delta.shards, strict=True):
-            origin = master.to(self._dtype).float()
-            target = (origin + d.to(origin.device)).to(self._dtype).float()
-            moved.append(target)
-            realised.append((target - origin).to(d.device))
-        shift = measure_shift(delta, self._vector(realised))
-        self._layout.publish(moved)
+        shift = move(self._layout.shares(), self._layout.origins(), delta)
+        self._layout.publish()
         return shift
 
     @torch.no_grad()
     def unshift(self) -> None:
         """See `Engine.unshift`."""
-        self._layout.publish(None)
+        self._layout.restore()
 
     def noise(self, seed: int) -> Vector:
         """See `Engine.noise`. Padding stays zero."""
@@ -193,7 +186,7 @@ class ZeroEngine(Engine):
             direction = self._shaper.shaped(direction, self._matrices)
         with self._layout.stepping() as (optimizer, masters):
             step_along(optimizer, masters, direction.shards, learning_rate, skip)
-        self._layout.publish(None)
+        self._layout.restore()
         self.deepspeed.global_steps += 1  # what its checkpoints say
 
     def vector(self, shards: Sequence[Tensor]) -> Vector:
@@ -209,7 +202,7 @@ class ZeroEngine(Engine):
     def set_weights(self, weights: Vector) -> None:
         """See `Engine.set_weights`."""
         torch._foreach_copy_(self._layout.masters(), weights.shards)
-        self._layout.publish(None)
+        self._layout.restore()
 
     def save(self, folder: Path) -> None:
         """See `Engine.save`. DeepSpeed's own format, so that its converters work on it."""
@@ -323,6 +316,7 @@ def deepspeed_config(config: ZeroEngine.Config, precision: Precision) -> dict[st
         # alone there is nothing to overlap, and the streams would be waited for
         "overlap_comm": config.overlap and torch.cuda.is_available() and several,
         "contiguous_gradients": True,
+        "reduce_scatter": several or stage == 3,  # alone: a copy of every gradient less
         # a bucket's share to each rank: all of it to all of them is twice the bytes
         "use_multi_rank_bucket_allreduce": False,
         "reduce_bucket_size": config.bucket,
@@ -472,6 +466,7 @@ class _Layout(ABC):
 
     def __init__(self, engine: Any) -> None:
         self.optimizer = engine.optimizer
+        self._origins: list[Tensor] | None = None
 
     @abstractmethod
     def take(self) -> list[Tensor]:
@@ -493,13 +488,29 @@ class _Layout(ABC):
     def pieces(self) -> list[list[_Piece]]:
         """Which elements of which parameters each share holds; what is missing is padding."""
 
-    def unshifted(self) -> list[Tensor]:
-        """The fp32 weights that a shift starts from, also while shifted."""
-        return self.masters()
+    @abstractmethod
+    def shares(self) -> list[Tensor]:
+        """This rank's share of what the forward pass reads, in its precision, aliased."""
 
     @abstractmethod
-    def publish(self, shards: Sequence[Tensor] | None) -> None:
-        """Make `shards` the parameters of the forward pass; None: the masters, as they are now."""
+    def publish(self) -> None:
+        """Make what is in all ranks' `shares` the parameters of the forward pass."""
+
+    def origins(self) -> list[Tensor]:
+        """The fp32 weights that a shift starts from; from now on they outlive what is written."""
+        if self._origins is None:  # masters that the forward itself reads are not beside it
+            pairs = zip(self.masters(), self.shares(), strict=True)
+            self._origins = [m.clone() if m.data_ptr() == s.data_ptr() else m for m, s in pairs]
+        return self._origins
+
+    def restore(self) -> None:
+        """Make the masters the parameters of the forward pass, those from before a shift."""
+        origins = self.masters() if self._origins is None else self._origins
+        for share, origin in zip(self.shares(), origins, strict=True):
+            if share.data_ptr() != origin.data_ptr():
+                share.copy_(origin)
+        self._origins = None
+        self.publish()
 
 
 class _Replicated(_Layout):
@@ -511,7 +522,6 @@ class _Replicated(_Layout):
         super().__init__(engine)
         groups = self.optimizer.param_groups
         self.parameters: list[nn.Parameter] = [p for g in groups for p in g["params"]]
-        self.saved: list[Tensor] | None = None
 
     def take(self) -> list[Tensor]:
         return [
@@ -533,16 +543,11 @@ class _Replicated(_Layout):
     def pieces(self) -> list[list[_Piece]]:
         return [[_Piece(p, 0, 0, p.numel())] for p in self.parameters]
 
-    def unshifted(self) -> list[Tensor]:
-        return self.masters() if self.saved is None else self.saved
+    def shares(self) -> list[Tensor]:
+        return self.masters()
 
-    def publish(self, shards: Sequence[Tensor] | None) -> None:
-        if shards is not None and self.saved is None:  # no master exists beside the parameters
-            self.saved = [m.clone() for m in self.masters()]
-        if self.saved is not None:
-            torch._foreach_copy_(self.masters(), list(self.saved if shards is None else shards))
-        if shards is None:
-            self.saved = None
+    def publish(self) -> None:
+        pass
 
 
 class _Partitioned(_Layout):
@@ -561,14 +566,9 @@ class _Partitioned(_Layout):
         whole: Tensor | None = getattr(pieces, "flat_partition", None)
         if whole is not None and whole.dtype == torch.float32:
             return whole  # no copy: DeepSpeed makes a fresh buffer for the next backward
-        device = o.single_partition_of_fp32_groups[i].device
-        flat = torch.zeros(int(o.partition_size[i]), dtype=torch.float32, device=device)
-        start = 0
-        for piece in pieces or ():
-            n = min(piece.numel(), flat.numel() - start)
-            flat[start : start + n].copy_(piece.reshape(-1)[:n])
-            start += n
-        return flat
+        if pieces is None:
+            return torch.zeros_like(o.single_partition_of_fp32_groups[i].data)
+        return torch.cat([piece.reshape(-1).float() for piece in pieces])  # padding among them
 
     def clear(self) -> None:
         o = self.optimizer
@@ -601,26 +601,25 @@ class _Partitioned(_Layout):
             found.append(_cut(group, o.round_robin_bit16_offsets[i], rank * size, size))
         return found
 
-    def publish(self, shards: Sequence[Tensor] | None) -> None:
+    def shares(self) -> list[Tensor]:
         o = self.optimizer
-        if shards is None:
-            o.update_lp_params()
-            return
+        ranks = [dist.get_rank(group=group) for group in o.real_dp_process_group]
         groups = o.parallel_partitioned_bit16_groups
-        for i, (parts, shard) in enumerate(zip(groups, shards, strict=True)):
-            parts[dist.get_rank(group=o.real_dp_process_group[i])].data.copy_(shard)
-        _gather(o, o.bit16_groups_flat, groups)
+        return [parts[rank].data for parts, rank in zip(groups, ranks, strict=True)]
+
+    def publish(self) -> None:
+        o = self.optimizer
+        all_gather_dp_groups(
+            groups_flat=o.bit16_groups_flat,
+            partitioned_param_groups=o.parallel_partitioned_bit16_groups,
+            dp_process_group=o.real_dp_process_group,
+            start_alignment_factor=o.nccl_start_alignment_factor,
+            allgather_bucket_size=o.allgather_bucket_size,
+        )
 
 
 class _Sharded(_Layout):
     """Stage 3: `grad_partitions_flat_buffer`, or `.grad` of the masters on the host (offload)."""
-
-    def __init__(self, engine: Any) -> None:
-        super().__init__(engine)
-        o = self.optimizer
-        flats = zip(o.fp16_partitioned_groups_flat, o.fp32_partitioned_groups_flat, strict=True)
-        self.aliased = any(f is not None and f.data_ptr() == m.data_ptr() for f, m in flats)
-        self.saved: list[Tensor] | None = None
 
     def take(self) -> list[Tensor]:
         o = self.optimizer
@@ -668,24 +667,17 @@ class _Sharded(_Layout):
             )
         return found
 
-    def unshifted(self) -> list[Tensor]:
-        return self.masters() if self.saved is None else self.saved
+    def shares(self) -> list[Tensor]:
+        return [flat.data for flat in self.optimizer.fp16_partitioned_groups_flat]
 
-    def publish(self, shards: Sequence[Tensor] | None) -> None:
+    def publish(self) -> None:
         o = self.optimizer
-        if self.aliased and shards is not None and self.saved is None:
-            self.saved = [m.clone() for m in self.masters()]
-        source = shards if shards is not None else self.unshifted()
         o._partition_all_parameters()  # drop every gathered copy, persistent ones included
-        for i, shard in enumerate(source):
-            if o.fp16_partitioned_groups_flat[i].data_ptr() != shard.data_ptr():
-                o.fp16_partitioned_groups_flat[i].data.copy_(shard)
+        for i in range(len(o.fp16_partitioned_groups_flat)):
             o._unflatten_partitioned_parameters(i)
         o.invalidate_secondary_tensor()
         if len(o.persistent_parameters) > 0:
             o.persistent_parameters[0].all_gather(o.persistent_parameters)
-        if shards is None:
-            self.saved = None
 
 
 _LAYOUTS: dict[str, type[_Layout]] = {
@@ -712,14 +704,3 @@ def _cut(
         if first < last:
             pieces.append(_Piece(p, first - offset, first - begin, last - first))
     return pieces
-
-
-def _gather(optimizer: Any, flat: Any, partitioned: Any) -> None:
-    """All ranks' shares of the forward's parameters, to all ranks."""
-    all_gather_dp_groups(
-        groups_flat=flat,
-        partitioned_param_groups=partitioned,
-        dp_process_group=optimizer.real_dp_process_group,
-        start_alignment_factor=optimizer.nccl_start_alignment_factor,
-        allgather_bucket_size=optimizer.allgather_bucket_size,
-    )

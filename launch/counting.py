@@ -249,7 +249,7 @@ class _Counted(LocalEngine):
     def shift(self, delta: Vector) -> Shift:
         """See `Engine.shift`."""
         self.shifts += 1
-        return measure_shift(delta, delta)
+        return measure_shift(zip(delta.shards, delta.shards, strict=True), replicated=True)
 
     def unshift(self) -> None:
         """See `Engine.unshift`."""

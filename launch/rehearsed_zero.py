@@ -15,7 +15,7 @@ storage (`tests/launch/test_rehearsal.py` holds the estimate to it):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -23,7 +23,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from framework.engine import Engine, Loss, Shift, measure_shift, trained
+from framework.engine import PIECE, Engine, Loss, Shift, measure_shift, trained
 from framework.language_model import LanguageModel
 from framework.modules import trainable_parameters
 from framework.optimizers import Optimizer, skips_on_device, step_along
@@ -195,16 +195,17 @@ class RehearsedZero(Engine):
     def shift(self, delta: Vector) -> Shift:
         """See `Engine.shift`, as ZeroEngine has it."""
         with self.ledger.phase("update"):
-            moved, realised = [], []
-            for master, d in zip(self.masters, delta.shards, strict=True):
-                origin = master.to(self.dtype).float()
-                target = (origin + d.view_as(origin)).to(self.dtype).float()
-                moved.append(target)
-                realised.append((target - origin).view(-1))
-            shift = measure_shift(delta, self.vector(realised))
             if self.dtype == torch.float32 and self.spread.stage == 3:
                 self._saved = [m.clone() for m in self.masters]
-        return shift
+
+            def moves() -> Iterator[tuple[Tensor, Tensor]]:
+                for each in zip(self.masters, delta.shards, strict=True):
+                    for origin, d in zip(*(x.view(-1).split(PIECE) for x in each), strict=True):
+                        start = origin.to(self.dtype).float()
+                        end = (start + d).to(self.dtype)
+                        yield d, end.float() - start
+
+            return measure_shift(moves(), replicated=True)
 
     def unshift(self) -> None:
         """See `Engine.unshift`."""

@@ -42,4 +42,5 @@ class SAM(Perturbation):
         if self.config.rho == 0:
             return here
         with shifted(here.stretch_(self.config.rho)):
+            del here  # the model has moved: room for the second gradient
             return gradient()

@@ -310,7 +310,7 @@ def optimizer_attributes(node: ast.AST) -> set[str]:
 @pytest.mark.parametrize(
     ("layout", "parts"),
     [
-        ("stages 1 and 2", {"_Partitioned", "_gather"}),
+        ("stages 1 and 2", {"_Partitioned"}),
         ("stage 3", {"_Sharded"}),
     ],
 )
@@ -325,7 +325,7 @@ def test_the_private_attributes_that_are_named_are_those_that_are_read(layout, p
 
 def test_only_the_layouts_read_the_optimizer_of_deepspeed():
     tree = ast.parse((ROOT / "framework" / "zero.py").read_text())
-    layouts = {"_Replicated", "_Partitioned", "_Sharded", "_gather"}
+    layouts = {"_Replicated", "_Partitioned", "_Sharded"}
     rest = [n for n in tree.body if getattr(n, "name", "") not in layouts]
     ours = {"build", "groups", "shaper"}  # of the part that the constructor is given
     assert set().union(*map(optimizer_attributes, rest)) == ours

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
+
 import pytest
 import tiny
 import torch
 
 from framework import LocalEngine, Vector
+from framework.engine import Loss, Shift, measure_shift
 from framework.errors import CheckpointError
 from framework.optimizers import Trained
 
@@ -188,3 +192,55 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_a_checkpoint_of_another_engine_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="was written by another engine"):
         point(1.0).load(tmp_path)
+
+
+class _Watched(LocalEngine):
+    """Notes at each gradient whether the shift that led there is still held."""
+
+    held: list[bool]
+    asked: weakref.ref[torch.Tensor] | None = None
+
+    def shift(self, delta: Vector) -> Shift:
+        self.asked = weakref.ref(delta.shards[0])
+        return super().shift(delta)
+
+    def gradient(self, losses: Sequence[Loss]) -> Vector:
+        if self._unshifted is not None:
+            assert self.asked is not None
+            self.held.append(self.asked() is not None)
+        return super().gradient(losses)
+
+
+@pytest.mark.parametrize("perturbation", ["sam", "random_smoothing", "gradient_penalty"])
+def test_a_shift_takes_no_memory_while_the_gradient_there_is_taken(perturbation):
+    optimizer, plan = tiny.optimizer("sgd", clip=None), tiny.step_rows(1)
+    engine = _Watched(
+        LocalEngine.Config(), model=tiny.language_model(), optimizer=optimizer, precision="fp32"
+    )
+    engine.held = []
+    chosen = tiny.PERTURBATIONS[perturbation]()
+    trainer = tiny.trainer(
+        engine,
+        tiny.language_model(),
+        plan,
+        method="grad_diff",
+        optimizer=optimizer,
+        perturbation=chosen,
+    )
+    tiny.train(trainer, plan, tokens=1000)
+    assert engine.held
+    assert not any(engine.held)
+
+
+def test_a_shift_is_measured_alike_whole_and_in_pieces(monkeypatch):
+    drawn = torch.Generator().manual_seed(0)
+    pieces = [(torch.randn(n, generator=drawn), torch.randn(n, generator=drawn)) for n in (3, 5, 4)]
+    whole = measure_shift(pieces, replicated=True)
+    monkeypatch.setattr("framework.engine.PIECE", 4)
+    cut = measure_shift(pieces, replicated=True)
+    asked, realised = (torch.cat(each).double() for each in zip(*pieces, strict=True))
+    for found in (whole, cut):
+        assert float(found.norm) == pytest.approx(float(realised.norm()))
+        assert float(found.ratio) == pytest.approx(float(realised.norm() / asked.norm()))
+        cosine = torch.cosine_similarity(asked, realised, dim=0)
+        assert float(found.cosine) == pytest.approx(float(cosine))
