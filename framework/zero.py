@@ -31,6 +31,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -89,7 +90,8 @@ PRIVATE = {
         "_unflatten_partitioned_parameters", "fp16_groups",
         "fp16_partitioned_groups_flat", "fp16_partitioned_groups_flat_numel",
         "fp32_partitioned_groups_flat", "grad_partitions_flat_buffer",
-        "invalidate_secondary_tensor", "offload_optimizer", "optimizer", "persistent_parameters",
+        "invalidate_secondary_tensor", "offload_optimizer", "optimizer", "parameter_offload",
+        "persistent_parameters",
     ),
 }  # fmt: skip
 """Attributes of DeepSpeed's optimizers that are not promised, by layout."""
@@ -150,6 +152,7 @@ class ZeroEngine(Engine):
         """See `Engine.gradient`."""
         world = distributed.world_size()
         for k, loss in enumerate(losses):
+            self._layout.begin()
             self.deepspeed.set_gradient_accumulation_boundary(k == len(losses) - 1)
             self.deepspeed.backward(loss() * world, scale_wrt_gas=False)
         with torch.no_grad():
@@ -468,6 +471,9 @@ class _Layout(ABC):
         self.optimizer = engine.optimizer
         self._origins: list[Tensor] | None = None
 
+    def begin(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Before a forward pass that a backward pass follows."""
+
     @abstractmethod
     def take(self) -> list[Tensor]:
         """The gradient after a boundary backward; the tensors are the caller's."""
@@ -620,6 +626,14 @@ class _Partitioned(_Layout):
 
 class _Sharded(_Layout):
     """Stage 3: `grad_partitions_flat_buffer`, or `.grad` of the masters on the host (offload)."""
+
+    def begin(self) -> None:
+        offload = self.optimizer.parameter_offload
+        if not offload.param_coordinator.is_complete_trace():
+            # When it learns a new order of passes it still lets weights go as in the order before:
+            # after passes without a gradient, all of them, to be gathered again one by one. It
+            # remembers that by its identity.
+            offload.param_coordinator = copy(offload.param_coordinator)
 
     def take(self) -> list[Tensor]:
         o = self.optimizer
