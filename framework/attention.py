@@ -58,7 +58,7 @@ def packed_attention(
         key, value = key[:, :, keys.positions], value[:, :, keys.positions]
     window = sliding_window if sliding_window and sliding_window < max(keys.lengths) else None
     if _flash_serves(query) and not dropout:
-        output = _variable_length(query, key, value, row_lengths, boundaries, keys, scaling, window)
+        output = variable_length(query, key, value, row_lengths, boundaries, keys, scaling, window)
         return output, None
     grouped = query.shape[1] != key.shape[1]
     own = query.split(row_lengths, dim=2)
@@ -88,7 +88,7 @@ def _flash_serves(query: Tensor) -> bool:
     return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
-def _variable_length(
+def variable_length(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -98,6 +98,7 @@ def _variable_length(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
+    """Attention output as `packed_attention` gives it, of all rows at once; `keys`: of each row."""
     from torch.nn.attention.varlen import varlen_attn  # which imports torch's compiler
 
     output = varlen_attn(

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .distributed import sum_over_ranks
 
-_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 22}
+_CHUNK = {"cpu": 1 << 16}
 """Elements of an inner product that are added up in fp32, and of a length that are copied to fp64;
-chunks are added up in fp64, without an fp64 copy of a shard. A CPU adds one after another and would
-lose the fourth digit of a long chunk; a GPU adds in a tree."""
+elsewhere 2**22. Chunks are added up in fp64, without an fp64 copy of a shard. A CPU adds one after
+another and would lose the fourth digit of a long chunk; a GPU adds in a tree."""
 
 
 class Vector:
@@ -109,7 +109,7 @@ def _chunks(vector: Vector) -> list[Tensor]:
     """Pieces of the shards that are short enough to be added up in fp32."""
     pieces: list[Tensor] = []
     for shard in vector.shards:
-        most = _CHUNK[shard.device.type]
+        most = _CHUNK.get(shard.device.type, 1 << 22)
         if shard.numel() > most:
             pieces += shard.split(most)
         elif shard.numel():

@@ -39,7 +39,7 @@ from .bench_result import Answer, Table, keep, show
 from .bench_steps import growth, methods
 from .outcome import make_folder
 from .settings import is_sharded, parse
-from .shapes import LENGTHS, SHAPES
+from .shapes import LENGTHS, SHAPES, known
 from .training_world import METHODS, World, make_world, method_config, needs_copy
 
 Question = Callable[[World], Iterator[Answer]]
@@ -58,7 +58,7 @@ class TrainingBench:
     questions: list[str] | None = None
     """Of peers, methods, loop, growth; null: all that the other settings allow."""
     shape: str = "small"
-    """The model: small, llama-1b, llama-8b, olmo-7b (`launch/shapes.py`)."""
+    """The model: tiny, small, llama-1b, llama-8b, olmo-7b (`launch/shapes.py`)."""
     lengths: list[str] = field(default_factory=lambda: ["tofu", "lume"])
     """How long rows are: tofu, of which all begin with the same 34 tokens; tofu_apart, as long and
     without these; lume, muse, uniform."""
@@ -87,9 +87,9 @@ class TrainingBench:
         for name, least in {"rows": 1, "peer_rows": 1, "rounds": 1}.items():
             require(name, getattr(self, name), at_least=least)
         require("tokens_per_micro_batch", self.tokens_per_micro_batch, at_least=2)
-        _known("shape", [self.shape], SHAPES)
-        _known("lengths", self.lengths, LENGTHS)
-        _known("questions", self.questions or [], QUESTIONS)
+        known("shape", [self.shape], SHAPES)
+        known("lengths", self.lengths, LENGTHS)
+        known("questions", self.questions or [], QUESTIONS)
         for method in self.methods or []:
             method_config(method)
 
@@ -140,9 +140,3 @@ def _check(config: DictConfig, asked: list[str]) -> None:
             f"there is no peers' way of {', '.join(unknown)}; there are "
             f"{', '.join(peer_style.METHODS)}"
         )
-
-
-def _known(setting: str, given: list[str], known: Mapping[str, object]) -> None:
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"{setting}: there is no {name!r}; there are {', '.join(known)}")

@@ -1,9 +1,10 @@
 """Counting: what one step does, told by a run's own trainer on tensors without memory.
 
 Method, weighting, perturbation and `LocalEngine`'s passes are those of a run, the model has its
-true sizes in bf16, and every operation is dispatched; only nothing is computed. So there are exact
-numbers for models that no machine at hand could hold, in seconds: the blocks of a model are alike,
-so two depths are counted, and the line through them gives the rest.
+true sizes in bf16, and every operation is dispatched on `meta`; only nothing is computed. So there
+are exact numbers for models that no machine at hand could hold, in seconds: the blocks of a model
+are alike, so two depths are counted, and the line through them gives the rest. Attention is what a
+GPU does (`counted_attention.py`).
 
 FLOPs are counted as `flops.py` says. A cached reference holds its values already; a frozen one
 reads along, and its passes are counted as `reads`.
@@ -11,38 +12,34 @@ reads along, and its passes are counted as `reads`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from framework import LanguageModel, LocalEngine, Row, Rows, UnlearningTrainer, build
+from framework import LanguageModel, LocalEngine, Row, Rows, UnlearningTrainer, attention, build
 from framework.config import part_of
-from framework.data import laid_out
 from framework.engine import Loss, Shift, measure_shift
-from framework.method import Method, layer_of, read_of_reference, reference_needed
+from framework.method import asked_of_reference, reference_needed
 from framework.optimizers import AdamW
 from framework.parts import Plan
-from framework.reference import Asked, CachedReference, FrozenReference, Reference, frozen_head
-from framework.token_table import TokenTable, counted_tokens
+from framework.reference import FrozenReference, Reference
 from framework.vectors import Vector
 
-from .flops import flops_of
-from .peak_bytes import Peak, peak_bytes
+from .counted_attention import PACKED, PADDED
 from .peer_style import BEST, PeerStyle, Update
+from .rehearsal import Remembered
 from .shapes import Shape
+from .step_watch import Passes, Watch, let_go
 from .training_world import RATE, method_config, recipe_of
 
 StepRows = Mapping[str, Sequence[Row]]
-DEPTHS = (2, 4)
-"""Blocks of the models that are counted in place of a deeper one; RMU reads up to half of them."""
-CPU = torch.device("cpu")
+DEPTHS = (1, 2)
+"""Blocks of the models that are counted in place of a deeper one; where the middle block's states
+are read, twice as many."""
+META = torch.device("meta")
 W = TypeVar("W", "Work", "PeerWork")
 
 
@@ -66,10 +63,8 @@ class Work:
     """Positions of which logits were computed forward, the reference's too."""
     syncs: int
     """Numbers that the host waited for."""
-    early_bytes: int
-    """The most that a forward and backward pass held until half of the gradients were there."""
-    whole_bytes: int
-    """The most at any time."""
+    stretches: tuple[int, ...]
+    """The most bytes that were held in each stretch of the step (`step_watch.Watch`)."""
 
     @property
     def peak_bytes(self) -> int:
@@ -77,59 +72,74 @@ class Work:
 
         Of gradients, only those being made.
         """
-        return max(self.early_bytes, self.whole_bytes)
+        return max(self.stretches)
 
 
 @dataclass(frozen=True)
 class PeerWork:
-    """What a step of the peers does on the same rows, all in one batch."""
+    """What a step of the peers does on the same rows."""
 
     flops: int
-    early_bytes: int
-    whole_bytes: int
+    """Batch by batch, each padded to its longest row."""
+    stretches: tuple[int, ...]
+    """As `Work.stretches`, of all rows in one batch: as many in flight as ours has."""
 
     @property
     def peak_bytes(self) -> int:
         """As `Work.peak_bytes`; and the gradient that waits in one branch for that of the other."""
-        return max(self.early_bytes, self.whole_bytes)
+        return max(self.stretches)
 
 
 def count(method: str, shape: Shape, rows: StepRows, *, tokens: int) -> Work:
     """One step of the method, by its name in `training_world`; `tokens`: of a micro-batch."""
     return _of_all_blocks(
-        shape, lambda shallow: count_directly(method, shallow, rows, tokens=tokens)
+        method, shape, lambda shallow: count_directly(method, shallow, rows, tokens=tokens)
     )
 
 
-def count_peers(method: str, shape: Shape, rows: StepRows) -> PeerWork:
-    """The same step as peers take it at their best (`peer_style.BEST`)."""
-    return _of_all_blocks(shape, lambda shallow: _peers_directly(method, shallow, rows))
+def count_peers(method: str, shape: Shape, rows: StepRows, *, batch: int) -> PeerWork:
+    """The same step as peers take it at their best (`peer_style.BEST`), in batches."""
+
+    def counted(batch: int) -> PeerWork:
+        return _of_all_blocks(
+            method, shape, lambda shallow: _peers_directly(method, shallow, rows, batch)
+        )
+
+    there = len(rows["forget"])
+    whole = counted(there)
+    return whole if batch >= there else replace(whole, flops=counted(batch).flops)
 
 
-def _of_all_blocks(shape: Shape, counted: Callable[[Shape], W]) -> W:
+def _of_all_blocks(method: str, shape: Shape, counted: Callable[[Shape], W]) -> W:
     """What is counted of two shallow models, carried on to the model's depth."""
-    if shape.blocks <= max(DEPTHS):
+    asked = asked_of_reference(*part_of(method_config(method).trainer))
+    low_depth, high_depth = (d * (2 if "states" in asked.values() else 1) for d in DEPTHS)
+    if shape.blocks <= high_depth:
         return counted(shape)
-    low, high = (counted(replace(shape, blocks=depth)) for depth in DEPTHS)
-    share = (shape.blocks - DEPTHS[0]) // (DEPTHS[1] - DEPTHS[0])
-    assert DEPTHS[0] + share * (DEPTHS[1] - DEPTHS[0]) == shape.blocks, shape
+    low, high = (counted(replace(shape, blocks=depth)) for depth in (low_depth, high_depth))
+    share = (shape.blocks - low_depth) // (high_depth - low_depth)
+    assert low_depth + share * (high_depth - low_depth) == shape.blocks, shape
+
+    def told(a: Any, b: Any) -> Any:
+        if isinstance(a, tuple):
+            return tuple(told(*pair) for pair in zip(a, b, strict=True))
+        return a + share * (b - a)
+
     pairs = zip(asdict(low).items(), asdict(high).values(), strict=True)
-    return type(low)(**{name: a + share * (b - a) for (name, a), b in pairs})
+    return type(low)(**{name: told(a, b) for (name, a), b in pairs})
 
 
 def count_directly(method: str, shape: Shape, rows: StepRows, *, tokens: int) -> Work:
     """The same with every block there is: seconds become minutes."""
-    prepared = _Prepared(method, shape, rows, tokens)
+    prepared = _Prepared(method, shape, tokens)
     trainer, engine = prepared.trainer, prepared.engine
-    watch = _Watch(shape.vocabulary)
+    watch = engine.watch
     batches = trainer.micro_batches(rows, trainer.steps_done)
-    with FakeCopyMode(_without_memory()):
-        batches = copy.deepcopy(batches)
-    passes = [_Passes(x.module) for x in (prepared.model, prepared.twin) if x is not None]
-    with _without_memory(), watch:
-        flops = flops_of(lambda: trainer.step(batches, learning_rate=RATE))
+    passes = [Passes(x.module) for x in (prepared.model, prepared.twin) if x is not None]
+    with watch:
+        trainer.step(batches, learning_rate=RATE)
     return Work(
-        flops=flops,
+        flops=watch.flops,
         forwards=passes[0].forwards,
         backwards=engine.backwards,
         reads=sum(each.reads for each in passes),
@@ -138,42 +148,49 @@ def count_directly(method: str, shape: Shape, rows: StepRows, *, tokens: int) ->
         tokens=sum(each.tokens for each in passes),
         logits=watch.logits,
         syncs=watch.syncs,
-        early_bytes=engine.arrivals.early,
-        whole_bytes=engine.arrivals.whole,
+        stretches=tuple(watch.stretches),
     )
 
 
-def _peers_directly(method: str, shape: Shape, rows: StepRows) -> PeerWork:
-    prepared = _Prepared(method, shape, rows, tokens=4096)
-    with _without_memory():
+def _peers_directly(method: str, shape: Shape, rows: StepRows, batch: int) -> PeerWork:
+    prepared = _Prepared(method, shape, tokens=4096)
+    with META:
         module, before = (shape.module(dtype=torch.bfloat16) for _ in range(2))
+        for each in (module, before):
+            each.set_attn_implementation(PADDED)
         before.requires_grad_(requires_grad=False)
-        arrivals = _Arrivals(list(module.parameters()))
+        let_go(list(module.parameters()))
         peers = PeerStyle(
             recipe_of(method, prepared.trainer),
             BEST,
             module=module,
             reference=before,
-            update=Update(module, prepared.optimizer),
-            batch=len(rows["forget"]),
+            update=_NoUpdate(module),
+            batch=batch,
         )
-    with _without_memory(), _Watch(shape.vocabulary), peak_bytes(CPU) as peak:
-        arrivals.begin(peak)
-        flops = flops_of(lambda: peers.differentiate(rows["forget"], rows["retain"]))
-    arrivals.end()
-    return PeerWork(flops, arrivals.early, arrivals.whole)
+    watch = Watch(shape.vocabulary)
+    with watch, watch.holding():
+        peers.differentiate(rows["forget"], rows["retain"])
+    return PeerWork(watch.flops, tuple(watch.stretches))
+
+
+class _NoUpdate(Update):
+    """The parameters of a step whose gradient alone is asked for."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.parameters = list(module.parameters())
 
 
 class _Prepared:
     """A trainer in the middle of its run, on a model without memory."""
 
-    def __init__(self, method: str, shape: Shape, rows: StepRows, tokens: int) -> None:
+    def __init__(self, method: str, shape: Shape, tokens: int) -> None:
         config = method_config(method)
         kind, settings = part_of(config.trainer)
         needed = reference_needed(kind, settings)
         self.optimizer = AdamW(AdamW.Config(learning_rate=RATE))
-        warm = Rows.pack([Row("", (1, 1), (0.0, 1.0))])
-        with _without_memory():
+        warm = Rows.pack([Row("", (1, 1), (0.0, 1.0))], device=META)
+        with META:
             self.model = _model(shape, tokens)
             self.twin = _model(shape, tokens) if needed == "frozen" else None
             self.engine = _Counted(
@@ -191,7 +208,8 @@ class _Prepared:
             self.twin.module.requires_grad_(requires_grad=False)
             reference = FrozenReference(self.twin)
         elif needed is not None:
-            reference = _cached(kind, settings, self.model, rows)
+            with_head = "logits" in asked_of_reference(kind, settings).values()
+            reference = Remembered(self.model, self.engine.watch, with_head=with_head)
         self.trainer: UnlearningTrainer = kind(
             settings,
             engine=self.engine,
@@ -205,14 +223,16 @@ class _Prepared:
         self.model.module.train()
 
 
-@cache
-def _without_memory() -> FakeTensorMode:
-    """One for the process: what trainers remember from step to step is of one mode only."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
-
-
 class _Model(LanguageModel):
-    """A model whose weights have their precision already: fake ones cannot be exchanged."""
+    """A model that attends as on a GPU; fake weights have their precision already."""
+
+    def attend(self, implementation: str) -> None:
+        """See `Reader.attend`."""
+        super().attend(PACKED if implementation == attention.NAME else implementation)
+
+    def shares_beginnings(self) -> bool:
+        """See `Reader.shares_beginnings`."""
+        return True
 
     def cast(self, dtype: torch.dtype) -> None:
         """See `LanguageModel.cast`."""
@@ -228,17 +248,16 @@ class _Counted(LocalEngine):
     def __init__(self, config: LocalEngine.Config, **parts: Any) -> None:
         super().__init__(config, **parts)
         self.backwards = self.gradients = self.shifts = 0
-        self.arrivals = _Arrivals(self._parameters)
+        let_go(self._parameters)
+        self.watch = Watch(self.model.module.config.vocab_size)
 
     def gradient(self, losses: Sequence[Loss]) -> Vector:
         """See `Engine.gradient`."""
         self.gradients += 1
         for loss in losses:
-            with peak_bytes(self.model.device) as peak:
-                self.arrivals.begin(peak)
+            with self.watch.holding():
                 loss().backward()
             self.backwards += 1
-            self.arrivals.end()
         return _vector()
 
     def noise(self, seed: int) -> Vector:
@@ -262,69 +281,6 @@ def _vector() -> Vector:
     return Vector([torch.ones(1)], replicated=True)
 
 
-class _Arrivals:
-    """What is held at most while gradients arrive, which are let go as they do.
-
-    Two peaks are kept apart: until half of the gradients are there it is activations and logits,
-    which grow with the number of blocks, at last the embeddings' gradient, which does not.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.early = self.whole = 0
-        self._seen: list[int] = []
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._arrived)
-
-    def begin(self, peak: Peak) -> None:
-        """Watch a forward and backward pass."""
-        self._peak, self._seen = peak, []
-
-    def end(self) -> None:
-        """It is over."""
-        self.early = max(self.early, self._seen[len(self._seen) // 2])
-        self.whole = max(self.whole, self._peak.bytes)
-
-    def _arrived(self, parameter: Tensor) -> None:
-        self._seen.append(self._peak.bytes)
-        parameter.grad = None
-
-
-class _Passes:
-    """The forward passes of a module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.forwards = self.reads = self.tokens = 0
-        module.register_forward_pre_hook(self._note, with_kwargs=True)
-
-    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module, args
-        self.tokens += kwargs["input_ids"].numel()
-        if torch.is_grad_enabled():
-            self.forwards += 1
-        else:
-            self.reads += 1
-
-
-class _Watch(TorchDispatchMode):
-    """Counts logits, and answers 0 where the host asks for a number."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._vocabulary = vocabulary
-        self.logits = self.syncs = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.name() == "aten::_local_scalar_dense" and isinstance(args[0], FakeTensor):
-            self.syncs += 1
-            return 0.0 if args[0].is_floating_point() else 0
-        result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.mm.default and result.shape[1] == self._vocabulary:
-            self.logits += result.shape[0]
-        return result
-
-
 def _model(shape: Shape, tokens: int) -> _Model:
     model = shape.model(dtype=torch.bfloat16)
     return _Model(
@@ -334,20 +290,3 @@ def _model(shape: Shape, tokens: int) -> _Model:
         max_length=model.max_length,
         tokens_per_micro_batch=tokens,
     )
-
-
-def _cached(
-    kind: type[UnlearningTrainer], settings: Method.Config, model: LanguageModel, rows: StepRows
-) -> Reference:
-    """A reference that holds its values, whatever they are."""
-    tables: dict[Asked, TokenTable] = {}
-    for asked, given in read_of_reference(kind, settings, rows).items():
-        read = laid_out(given)
-        width = [] if asked == "log_probs" else [model.module.config.hidden_size]
-        with _without_memory():
-            values = torch.zeros(counted_tokens(read), *width)
-        tables[asked] = TokenTable(read, values, CPU)
-    with _without_memory():
-        head = frozen_head(model) if "logits" in tables else None
-    layer = layer_of(settings, model.module.config)
-    return CachedReference(tables, layer=layer, head=head)

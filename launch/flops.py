@@ -9,7 +9,7 @@ neither does useful FLOPs only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,14 @@ def flops_of(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         work()
     return int(counter.get_total_flops())
+
+
+def flops_of_operation(
+    operation: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: Any
+) -> int:
+    """What one operation does, as torch dispatches it; `given`: its result."""
+    formula = _FORMULAS.get(operation.overloadpacket)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=given))
 
 
 class Multiplication:
@@ -107,3 +115,4 @@ _ATTENTION: dict[Any, Any] = {
 }
 for _formula in (_packed_forward, _packed_backward):
     vars(_formula)["_get_raw"] = True  # how torch is told to hand over tensors, not their shapes
+_FORMULAS: dict[Any, Any] = FlopCounterMode(display=False, custom_mapping=_ATTENTION).flop_registry

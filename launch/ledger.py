@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-Held = Counter[str]
-"""Bytes by part."""
+from .peak_bytes import Held, Storages
+
 ACTIVATIONS, LOGITS, VECTORS, GRADIENTS, BUFFERS = (
     "activations",
     "logits",
@@ -33,19 +29,17 @@ CPU = torch.device("cpu")
 """The device that tensors without memory say they are on."""
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(Storages):
     """Adds up the storages that operations make while it is on; numbers read off tensors are 1."""
 
     def __init__(self, *, vocabulary: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.part = VECTORS
         """What is made next is for."""
-        self.held: Held = Counter()
         self.peaks: dict[str, Held] = {}
         """How it stood when it was most, by phase."""
         self._phase = ""
         self._vocabulary = vocabulary
-        self._places: dict[int, tuple[int, str]] = {}
 
     @property
     def most(self) -> int:
@@ -56,11 +50,11 @@ class Ledger(TorchDispatchMode):
     def phase(self, name: str) -> Iterator[None]:
         """What is made inside belongs to a phase of that name; phases do not nest."""
         before, self._phase = self._phase, name
-        self._look()
+        self.look()
         try:
             yield
         finally:
-            self._look()
+            self.look()
             self._phase = before
 
     @contextmanager
@@ -74,20 +68,18 @@ class Ledger(TorchDispatchMode):
 
     def assign(self, tensors: Sequence[Tensor], part: str) -> None:
         """From now on these tensors are for `part`, whether they were counted before or not."""
-        for place, storage in _storages(tensors):
+        for place, storage in self.storages(tensors):
             if place in self._places:
                 size, before = self._places[place]
                 self.held[before] -= size
                 self._places[place] = size, part
                 self.held[part] += size
             else:
-                self._add(place, storage, part)
-        self._look()
+                self.add(place, storage, part)
+        self.look()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operation; what it gives that did not come with its arguments is new."""
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """See `Storages.run`; of some operations the answer is known."""
         if func is DEVICE:
             return CPU
         if func is READ:
@@ -95,27 +87,15 @@ class Ledger(TorchDispatchMode):
         if func is torch.ops.aten.split.Tensor and args[1] >= 1 << 16:
             # pieces of inner products, a hundred thousand of a large model's: none takes memory
             args = (args[0], args[0].numel(), *args[2:])
-        result = func(*args, **(kwargs or {}))
-        unknown = [x for x in _storages(result) if x[0] not in self._places]
-        if unknown:
-            given = {place for place, _ in _storages((args, kwargs))}
-            wide = self.part == ACTIVATIONS and _width(result) == self._vocabulary
-            for place, storage in unknown:
-                if place not in given and place not in self._places:
-                    self._add(place, storage, LOGITS if wide else self.part)
-            self._look()
-        return result
+        return super().run(func, args, kwargs)
 
-    def _add(self, place: int, storage: torch.UntypedStorage, part: str) -> None:
-        self._places[place] = storage.nbytes(), part
-        self.held[part] += storage.nbytes()
-        weakref.finalize(storage, self._freed, place)
+    def part_of(self, result: Any) -> str:
+        """See `Storages.part_of`."""
+        wide = self.part == ACTIVATIONS and _width(result) == self._vocabulary
+        return LOGITS if wide else self.part
 
-    def _freed(self, place: int) -> None:
-        size, part = self._places.pop(place)
-        self.held[part] -= size
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """See `Storages.look`."""
         most = self.peaks.get(self._phase)
         if self._phase and (most is None or on_device(self.held) > on_device(most)):
             self.peaks[self._phase] = self.held.copy()
@@ -124,13 +104,6 @@ class Ledger(TorchDispatchMode):
 def on_device(held: Held) -> int:
     """Bytes in all but what lies on the host."""
     return sum(held.values()) - held[ON_HOST]
-
-
-def _storages(tree: Any) -> list[tuple[int, torch.UntypedStorage]]:
-    """The memory below a nested structure's tensors, each with what names it while it lives."""
-    leaves = [tree] if isinstance(tree, Tensor) else tree_leaves(tree)
-    storages = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
-    return [(storage._cdata, storage) for storage in storages]  # noqa: SLF001 - its only name
 
 
 def _width(result: Any) -> int:

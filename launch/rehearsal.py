@@ -212,7 +212,7 @@ def _engine(run: Rehearsed, model: LanguageModel, ledger: Ledger) -> Engine:
     )
 
 
-class _Remembered(Reference):
+class Remembered(Reference):
     """What a cached reference hands out, of no values; the head it keeps for logits is held."""
 
     def __init__(self, model: LanguageModel, ledger: Ledger, *, with_head: bool) -> None:
@@ -226,7 +226,7 @@ class _Remembered(Reference):
 
     def token_log_probs(self, rows: Rows) -> Tensor:
         """See `Reference.token_log_probs`."""
-        return torch.zeros(len(rows.scored))
+        return torch.zeros_like(rows.weights)
 
     def logits_of(self, rows: Rows) -> Callable[[slice], Tensor]:
         """See `Reference.logits_of`."""
@@ -236,7 +236,7 @@ class _Remembered(Reference):
     def states(self, rows: Rows, layer: int) -> Tensor:
         """See `Reference.states`."""
         del layer
-        return torch.zeros(len(rows.scored), self._width, dtype=self._dtype)
+        return rows.weights.new_zeros(len(rows.scored), self._width, dtype=self._dtype)
 
 
 def _reference(
@@ -247,7 +247,7 @@ def _reference(
     if run.reference is None:
         return None
     with_head = "logits" in asked_of_reference(run.method, run.settings).values()
-    return _Remembered(model, ledger, with_head=with_head)
+    return Remembered(model, ledger, with_head=with_head)
 
 
 def _without_memory(model: LanguageModel, dtype: torch.dtype, mode: FakeTensorMode) -> _Model:

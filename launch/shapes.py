@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from framework import LanguageModel, Row
+from framework.errors import ConfigError
 from framework.prompt_format import PromptFormat
 
 
@@ -193,3 +194,10 @@ def _tokens(count: int, vocabulary: int, draw: random.Random) -> list[int]:
 def _row(name: str, prompt: Sequence[int], answer: Sequence[int], preferred: Row | None) -> Row:
     weights = (0.0,) * len(prompt) + (1.0,) * len(answer)
     return Row(name, (*prompt, *answer), weights, preferred)
+
+
+def known(setting: str, given: Sequence[str], there: Mapping[str, object]) -> None:
+    """Raise ConfigError for a name that is not there."""
+    for name in given:
+        if name not in there:
+            raise ConfigError(f"{setting}: there is no {name!r}; there are {', '.join(there)}")

@@ -44,6 +44,7 @@ ONLY = {
         "framework/recomputation.py",
         "framework/tuning.py",
         "framework/zero.py",
+        "launch/counted_attention.py",
         "launch/fit.py",
         "launch/rehearsal.py",
         "launch/shapes.py",
