@@ -13,6 +13,7 @@ from torch import Tensor
 from framework import attention
 from framework.engine import Engine
 from framework.errors import ConfigError
+from framework.recomputation import recompute
 
 from .bench_result import Answer, Table
 from .flops import Multiplication
@@ -23,8 +24,9 @@ from .training_world import Stepper, World, recipe_of
 
 HEADLINE = ("npo", "npo_kl")
 """What is set beside peers unless methods are named."""
-LETHE, IN_TWO = "Lethe", "Lethe, in two"
-"""Ours, and ours in twice as many micro-batches: what less memory costs."""
+LETHE, IN_TWO, SELECTIVE = "Lethe", "Lethe, in two", "Lethe, selective"
+"""Ours, and what less memory costs: ours in twice as many micro-batches, and ours with activations
+computed again selectively (`model.gradient_checkpointing`)."""
 PEERS = {"peers at best": BEST, "peers as published": PUBLISHED}
 
 
@@ -51,7 +53,7 @@ class Seen:
     memory: int = 0
     """Bytes at most, beside weights, gradient and optimizer, of any draw."""
     errors: list[Errors] = field(default_factory=list)
-    """Of ours beside this one, draw by draw; of ours in two beside ours."""
+    """Of ours beside this one, draw by draw."""
 
     @property
     def name(self) -> str:
@@ -133,10 +135,10 @@ def told(world: World, lengths: str, seen: Sequence[Seen]) -> Answer:
         numbers.append(each.numbers(way, ours, rate) | {"lengths": lengths})
         if way is None:
             lines.append([each.name, TOO_LARGE, *[""] * 5])
-            held.append([each.name, TOO_LARGE, "", ""])
+            held.append([each.name, TOO_LARGE, "", "", ""])
             continue
         lines.append(each.time(way, ours, rate, LIMITS[world.config.precision]))
-        own = [memory.get((each.method, x)) for x in (LETHE, IN_TWO)]
+        own = [memory.get((each.method, x)) for x in (LETHE, IN_TWO, SELECTIVE)]
         shares = [
             "" if x is None or each.way not in PEERS else f"{x / max(1, each.memory):.2f}"
             for x in own
@@ -145,9 +147,10 @@ def told(world: World, lengths: str, seen: Sequence[Seen]) -> Answer:
     count = world.config.rows
     title = f"{lengths}: {count} + {count} rows a step, {world.config.shape}"
     columns = ["way", "ms", "tokens/s", "MFU", "times ours", "in all", "error"]
+    shares_of = ["ours, of it", "in two, of it", "selective, of it"]
     return [
         Table(f"{title}, time", columns, lines),
-        Table(f"{title}, memory", ["way", "MiB", "ours, of it", "in two, of it"], held),
+        Table(f"{title}, memory", ["way", "MiB", *shares_of], held),
     ], numbers
 
 
@@ -185,10 +188,26 @@ def ways_of(
     ways: dict[str, list[Step]] = {
         name: [Step(x.step, x.look) for x in each] for name, each in own.items()
     }
+    ways[SELECTIVE] = [selective_step(world, x) for x in steppers]
     for name, habits in PEERS.items():
         peer = peer_of(world, update, method, steppers[0], habits)
         ways[name] = [step_of(world, peer, x) for x in steppers]
     return ways
+
+
+def selective_step(world: World, ours: Stepper) -> Step:
+    """Our step with activations computed again, those that are cheap."""
+    module = world.model.module
+
+    @contextmanager
+    def selectively() -> Iterator[None]:
+        recompute(module, "selective")
+        try:
+            yield
+        finally:
+            module.activation_checkpointing_disable()
+
+    return Step(selectively()(ours.step), selectively()(ours.look))
 
 
 def peer_of(world: World, update: Update, method: str, ours: Stepper, habits: Habits) -> PeerStyle:
