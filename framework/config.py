@@ -24,17 +24,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError
-from .schema import MISSING, Argument, default_of, hint, in_words, shown, typed, untyped
+from .schema import MISSING, Argument, default_of, hint, in_words, meanings, shown, typed, untyped
 
 NAME = re.compile(r"\w[\w.+-]*")
 
 
 class Setting(NamedTuple):
-    """One line of a command's help: a group and its choices, or a setting and its type."""
+    """A line of a command's help: a group and its choices, or a setting, its type and meaning."""
 
     name: str
     default: str
     allowed: tuple[str, ...]
+    meaning: str = ""
 
 
 def compose(
@@ -98,15 +99,16 @@ def choices(configs: Path, group: str) -> list[str]:
 
 
 def describe(configs: Path, entry: str, schema: type) -> list[Setting]:
-    """An entry's help: each group with its default and choices, each setting with its type."""
+    """An entry's help: each group with its default and choices, each setting as it is meant."""
     tree = _read(configs / f"{entry}.yaml")
     groups = [key for key in tree if (configs / key).is_dir()]
     lines = [Setting(key, str(tree[key]), tuple(choices(configs, key))) for key in groups]
-    hints = get_type_hints(schema)
+    hints, told = get_type_hints(schema), meanings(schema)
     for field in dataclasses.fields(schema):
         value = tree.get(field.name, default_of(field))
         default = "required" if value == MISSING else shown(value).strip("'")
-        lines.append(Setting(field.name, default, (in_words(hints[field.name]),)))
+        allowed = (in_words(hints[field.name]),)
+        lines.append(Setting(field.name, default, allowed, told.get(field.name, "")))
     return lines
 
 

@@ -9,8 +9,11 @@ converted; only ints widen to floats. OmegaConf's own check is not used: it turn
 "7", knows no Literal, and its messages take several lines.
 """
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import textwrap
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -163,6 +166,19 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return MISSING
+
+
+def meanings(schema: type) -> dict[str, str]:
+    """The first sentence of each setting's docstring, in one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for setting, told in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(setting, ast.AnnAssign) and isinstance(told, ast.Expr):
+            assert isinstance(setting.target, ast.Name)
+            text = " ".join(str(ast.literal_eval(told.value)).split())
+            found[setting.target.id] = text.partition(". ")[0].removesuffix(".")
+    return found
 
 
 def untyped(value: Any) -> Any:

@@ -4,9 +4,14 @@
     python -m launch.bench evaluation [setting=value ...]   scoring and answering
     python -m launch.bench training [setting=value ...]     a step beside the peers' way of it
 
+count        FLOPs, memory, passes, waits and collectives of one step of every method, exactly, at
+             the sizes of 1B to 8B: twenty seconds, no model needed
+evaluation   seconds to score and to answer rows: one by one, in padded batches, as Lethe does
+training     seconds and memory of a step beside the peers', of each method beside gradient
+             difference, of the loop beside a bare one, and how the cost of a token grows
+
 `python -m launch.bench <what> --help` tells the settings of each. Every way does the same work in
-every round, one after the other, so that what else the machine does falls on all alike. A ratio is
-the median over the rounds; beside it stands the check that the results are the same. Leaves
+every round, one after the other, so that what else the machine does falls on all alike. Leaves
 `<output>/<what>.json` and its tables, `<what>.md`.
 """
 

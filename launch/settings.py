@@ -312,15 +312,16 @@ def help_text(entry: str, schema: type, about: str) -> str:
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
     described = describe(CONFIGS, entry, schema)
     lines = [about.strip()]
-    if any(name in groups for name, _, _ in described):
+    if any(each.name in groups for each in described):
         lines += ["", "groups (group=choice; group.setting=value)"]
-    for name, default, allowed in described:
+    for name, default, allowed, _ in described:
         if name in groups:
             lines += _columns(f"{name}={default}", ", ".join(allowed), width)
     lines += ["", "settings (setting=value)"]
-    for name, default, allowed in described:
+    for name, default, allowed, meaning in described:
         if name not in groups:
-            lines += _columns(f"{name}={default}", ", ".join(allowed), width)
+            kind = ", ".join(allowed)
+            lines += _columns(f"{name}={default}", f"{kind}: {meaning}" if meaning else kind, width)
     lines += [
         "",
         "options",

@@ -341,6 +341,22 @@ def test_help_lists_groups_with_choices_and_settings_with_types(configs):
     ]
 
 
+def test_help_tells_a_setting_by_the_first_sentence_of_its_docstring(configs):
+    write(configs / "told.yaml", "{}\n")
+    assert describe(configs, "told", Told) == [
+        Setting("rows", "3", ("an int",), "Of each objective in a step, at least 1"),
+        Setting("silent", "0", ("an int",)),
+    ]
+
+
+@dataclass
+class Told:
+    rows: int = 3
+    """Of each objective in a step,
+    at least 1. More than fit are cut."""
+    silent: int = 0
+
+
 def test_help_says_which_settings_are_required(configs):
     write(configs / "train.yaml", "trainer: npo\n")
     assert Setting("name", "required", ("a str",)) in describe(configs, "train", Run)
