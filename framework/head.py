@@ -51,6 +51,16 @@ class Head:
     """What it is, where its product is all: logits are computed where they are asked for."""
     table: Tensor | None = None
     """[S, V] the logits, where they are there already."""
+    shared: tuple[Tensor, _Sum] | None = None
+    """Where several readings' gradients of the weight add up, and what waits for them all."""
+
+    def adding_up(self) -> Head:
+        """The head for several readings: they make one gradient of its weight, not one each."""
+        if self.layer is None:
+            return self
+        gathered = _Sum()
+        edge: Tensor = _Whole.apply(self.layer.weight, gathered)  # type: ignore[no-untyped-call]
+        return replace(self, shared=(edge, gathered))
 
     def given(self) -> Tensor:
         """[S, D] what it is given."""
@@ -63,7 +73,9 @@ class Head:
         if self.table is not None:
             return self.table.float()
         assert self.layer is not None
-        return nn.Linear.forward(self.layer, self.given()).float()
+        if self.shared is None:
+            return nn.Linear.forward(self.layer, self.given()).float()
+        return self._apply(_Product).float()
 
     def of_logits(self, function: PerToken) -> Tensor:
         """[S, ...] what the function gives, chunk by chunk."""
@@ -71,13 +83,13 @@ class Head:
             return torch.cat([function(self.at(c).logits(), c) for c in self._chunks()])
         if self._whole():
             return function(self.logits(), slice(0, self._size()[0]))
-        return self._chunked(_OfLogits, function)
+        return self._apply(_OfLogits, function)
 
     def token_log_probs(self, targets: Tensor) -> Tensor:
         """[S] log-probability of each target, in nats."""
         if self._whole():
             return -cross_entropy(self.logits(), targets, reduction="none")
-        return self._chunked(_TokenLogProbs, targets)
+        return self._apply(_TokenLogProbs, targets)
 
     def at(self, place: slice) -> Head:
         """The head at some of the scored tokens."""
@@ -102,10 +114,43 @@ class Head:
             return True
         return tokens <= _least(self.given().device)
 
-    def _chunked(self, kind: type[torch.autograd.Function], what: PerToken | Tensor) -> Tensor:
+    def _apply(self, kind: type[torch.autograd.Function], *what: PerToken | Tensor) -> Tensor:
         assert self.layer is not None
-        values: Tensor = kind.apply(self.given(), self.layer.weight, self.layer.bias, what)
+        shared = (None, None) if self.shared is None else self.shared
+        of = self.given(), self.layer.weight, self.layer.bias
+        values: Tensor = kind.apply(*of, *shared, *what)
         return values
+
+
+class _Sum:
+    """A gradient to which several backward passes add."""
+
+    total: Tensor | None = None
+
+    def begun(self, weight: Tensor) -> tuple[Tensor, int]:
+        """What to add to, and how often what is there counts: not at all as long as it is new."""
+        if self.total is not None:
+            return self.total, 1
+        self.total = torch.empty_like(weight)
+        return self.total, 0
+
+
+class _Whole(torch.autograd.Function):
+    """Of a weight, what those are given who add to its gradient elsewhere: it is last backward."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gathered: _Sum) -> Tensor:
+        """A tensor of no use but to be waited for."""
+        ctx.gathered = gathered
+        ctx.set_materialize_grads(False)
+        return weight.new_empty(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _upstream: None) -> tuple[Tensor | None, None]:
+        """Hand over the sum."""
+        total, ctx.gathered.total = ctx.gathered.total, None
+        return total, None
 
 
 @contextmanager
@@ -167,6 +212,36 @@ def _pieces(length: int, width: int, *, least: int = 1) -> Iterator[slice]:
     return (slice(start, min(start + step, length)) for start in range(0, max(length, 1), step))
 
 
+class _Product(torch.autograd.Function):
+    """All logits at once, one of several readings of a head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        edge: Tensor,
+        gathered: _Sum,
+    ) -> Tensor:
+        """[S, V]; `gathered`: what the weight's gradient is added to, which `edge` hands over."""
+        del edge
+        ctx.save_for_backward(states, weight)
+        ctx.gathered = gathered
+        return linear(states, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Of states and bias."""
+        states, weight = ctx.saved_tensors
+        if ctx.needs_input_grad[1]:
+            total, begun = ctx.gathered.begun(weight)
+            torch.addmm(total, upstream.t(), states, beta=begun, out=total)
+        of_bias = upstream.sum(0) if ctx.needs_input_grad[2] else None
+        return upstream @ weight, None, of_bias, None, None
+
+
 class _OfLogits(torch.autograd.Function):
     """A function of logits, a number of tokens at a time.
 
@@ -175,11 +250,18 @@ class _OfLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, function: PerToken
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        edge: Tensor | None,
+        gathered: _Sum | None,
+        function: PerToken,
     ) -> Tensor:
-        """[S, ...]."""
+        """[S, ...]; `gathered`: what the weight's gradient is added to, which `edge` hands over."""
+        del edge
         ctx.save_for_backward(states, weight, bias)
-        ctx.function = function
+        ctx.function, ctx.gathered = function, gathered
         places = _tokens(states, len(weight))
         return torch.cat([function(linear(states[c], weight, bias).float(), c) for c in places])
 
@@ -203,12 +285,13 @@ class _OfLogits(torch.autograd.Function):
                 _add_product(of_weight, slope.t(), states[chunk])
             if of_bias is not None:
                 of_bias += slope.sum(0)
-        return (
-            of_states,
-            None if of_weight is None else of_weight.to(weight.dtype),
-            None if of_bias is None else of_bias.to(bias.dtype),
-            None,
-        )
+        gathered = _Sum() if ctx.gathered is None else ctx.gathered
+        if of_weight is not None and gathered.total is not None:
+            gathered.total += of_weight
+        elif of_weight is not None:
+            gathered.total = of_weight.to(weight.dtype)
+        own = gathered.total if ctx.gathered is None else None
+        return of_states, own, None if of_bias is None else of_bias.to(bias.dtype), None, None, None
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -220,9 +303,17 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        edge: Tensor | None,
+        gathered: _Sum | None,
+        targets: Tensor,
     ) -> Tensor:
-        """[S]."""
+        """[S]; `gathered`: what the weight's gradient is added to, which `edge` hands over."""
+        del edge
+        ctx.gathered = gathered
         sums, taken = [], []
         for chunk in _tokens(states, len(weight)):
             logits = linear(states[chunk], weight, bias).float()
@@ -238,7 +329,8 @@ class _TokenLogProbs(torch.autograd.Function):
         """Of states, weight and bias."""
         states, weight, bias, targets, sums = ctx.saved_tensors
         of_states = torch.zeros_like(states, dtype=torch.float32)
-        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        gathered = _Sum() if ctx.gathered is None else ctx.gathered
+        of_weight, begun = gathered.begun(weight) if ctx.needs_input_grad[1] else (None, 0)
         of_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
         for part in _pieces(len(weight), len(states)):
             logits = linear(states, weight[part], None if bias is None else bias[part]).float()
@@ -250,10 +342,12 @@ class _TokenLogProbs(torch.autograd.Function):
             slope = slope.to(states.dtype)
             of_states += slope @ weight[part]
             if of_weight is not None:
-                torch.mm(slope.t(), states, out=of_weight[part])
+                of_part = of_weight[part]
+                torch.addmm(of_part, slope.t(), states, beta=begun, out=of_part)
             if of_bias is not None:
                 of_bias[part] = slope.sum(0)
-        return of_states.to(states.dtype), of_weight, of_bias, None
+        own = of_weight if ctx.gathered is None else None
+        return of_states.to(states.dtype), own, of_bias, None, None, None
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:

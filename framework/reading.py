@@ -103,7 +103,7 @@ class Reader:
         assert all(rows.keys is pack.keys for rows in members), "rows of several packs"
 
         def served(head: Head) -> Tensor:
-            ends = list(accumulate(counts))
+            head, ends = head.adding_up(), list(accumulate(counts))
             places = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
             parts = zip(members, places, strict=True)
             self._heads = {id(rows): head.at(place) for rows, place in parts}

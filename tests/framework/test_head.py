@@ -137,6 +137,45 @@ def test_of_chunks_an_eighth_of_all_logits_is_there_at_once(monkeypatch, functio
     assert 0 < peak.bytes < len(MANY) * 2048 * 4 / 8
 
 
+READINGS: dict[str, Callable[[Head, Tensor], Tensor]] = {
+    "log-probabilities": lambda head, targets: head.token_log_probs(targets),
+    "entropy": lambda head, _: head.of_logits(entropy),
+    "all logits": lambda head, _: head.logits().square().mean(-1),
+}
+
+
+@pytest.mark.parametrize("names", [("log-probabilities",) * 2, ("entropy",) * 2, tuple(READINGS)])
+def test_several_readings_of_a_head_make_one_gradient_of_its_weight(chunks, names):
+    head, states = layer()
+    values, of = [], [states, *head.parameters()]
+    third = SCORED // 3
+    places = [slice(start, start + third) for start in range(0, third * len(names), third)]
+    for one in (Head(states, head), Head(states, head).adding_up()):
+        parts = zip(names, places, strict=True)
+        read = [READINGS[name](one.at(place), ROWS.targets[place]) for name, place in parts]
+        values.append(
+            torch.autograd.grad(torch.cat([read[0], *(-3 * x for x in read[1:])]).sum(), of)
+        )
+    assert apart(list(values[1]), list(values[0])) <= 1e-6
+
+
+@pytest.mark.parametrize("whole", [0, 2**24])
+def test_the_gradient_of_several_readings_is_there_once(monkeypatch, whole):
+    monkeypatch.setattr(head_file, "WHOLE", whole)
+    monkeypatch.setattr(head_file, "CHUNK", 2048)
+    monkeypatch.setattr(head_file, "TOKENS", {"cpu": 1})
+    head, states = nn.Linear(256, 2048, bias=False), torch.randn(4, 256)
+    halves, peaks = (slice(0, 2), slice(2, 4)), []
+    for one in (Head(states, head), Head(states, head).adding_up()):
+        with peak_bytes(torch.device("cpu")) as peak:
+            taken = torch.cat([one.at(half).token_log_probs(MANY[half]) for half in halves])
+            taken.sum().backward()
+        head.zero_grad()
+        peaks.append(peak.bytes / (head.weight.numel() * 4))
+    assert peaks[0] >= 2
+    assert peaks[1] <= 1.3
+
+
 def of_model(model: LanguageModel, function: Callable[[LanguageModel], Tensor]) -> list[Tensor]:
     """Values, and the gradient of every parameter that is trained."""
     trained = [p for p in model.module.parameters() if p.requires_grad]
