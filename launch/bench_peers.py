@@ -232,7 +232,8 @@ def step_of(world: World, peer: PeerStyle, ours: Stepper) -> Step:
     def losses() -> Losses:
         return {name: float(loss) for name, loss in work().items()}
 
-    return Step(work, lambda: look(world.engine, peer.update.torch, losses))
+    update = peer.update
+    return Step(work, lambda: look(world.engine, update.config, update.torch, losses))
 
 
 @contextmanager

@@ -123,7 +123,7 @@ class Update:
             if whole
             else [nn.Parameter(p.detach().float()) for p in self.parameters]
         )
-        self.limit = optimizer.config.max_gradient_norm
+        self.config = optimizer.config
         self.torch = optimizer.build(optimizer.groups(trained(module, self.masters)))
         for master in self.masters:
             master.grad = torch.zeros_like(master)
@@ -141,8 +141,8 @@ class Update:
         for p, master in zip(self.parameters, self.masters, strict=True):
             if p is not master and p.grad is not None:
                 master.grad, p.grad = p.grad.float(), None
-        if self.limit is not None:
-            clip_grad_norm_(self.masters, self.limit)
+        if self.config.max_gradient_norm is not None:
+            clip_grad_norm_(self.masters, self.config.max_gradient_norm)
         self.torch.step()
         self.torch.zero_grad(set_to_none=True)
         if self.parameters[0] is not self.masters[0]:

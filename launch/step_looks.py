@@ -13,6 +13,7 @@ from torch import Tensor
 from framework import distributed
 from framework.engine import Engine, LocalEngine
 from framework.modules import trainable_parameters
+from framework.optimizers import Optimizer
 
 from .flops import flops_of
 from .peak_bytes import peak_bytes
@@ -55,7 +56,7 @@ class Look:
     flops: int
     losses: Losses
     gradient: Sequence[Tensor]
-    """What the optimizer was given: clipped, tensor by tensor in its own order."""
+    """What the optimizer was given, which was not clipped, tensor by tensor in its own order."""
 
     def errors(self, other: Look) -> Errors:
         """How far this step is from the other."""
@@ -68,21 +69,31 @@ class Look:
         return Errors(loss=furthest / largest, gradient=(apart / max(whole, 1e-300)) ** 0.5)
 
 
-def look(engine: Engine, optimizer: torch.optim.Optimizer, step: Callable[[], Losses]) -> Look:
-    """What `step`, which ends in a step of the optimizer, holds, does and finds."""
+def look(
+    engine: Engine,
+    config: Optimizer.Config,
+    optimizer: torch.optim.Optimizer,
+    step: Callable[[], Losses],
+) -> Look:
+    """What `step`, which ends in a step of `optimizer` of these settings, holds, does and finds."""
     losses: dict[str, float] = {}
 
     def work() -> None:
         losses.update(step())
 
-    with _standing(optimizer) as gradient:
+    with _standing(config, optimizer) as gradient:
         memory, flops = held_and_done(engine, work)
     return Look(memory, flops, losses, gradient)
 
 
 @contextmanager
-def _standing(optimizer: torch.optim.Optimizer) -> Iterator[list[Tensor]]:
-    """Inside, steps of the optimizer move nothing; their gradients are kept, not copied."""
+def _standing(config: Optimizer.Config, optimizer: torch.optim.Optimizer) -> Iterator[list[Tensor]]:
+    """Inside, steps of the optimizer move nothing; their gradients are kept, not copied.
+
+    Nothing is clipped: torch's norm of 20 million numbers in fp32 is 1.5e-4 off on a CPU, and a
+    step of the wrong length would look right once both are clipped to the same.
+    """
+    limit = config.max_gradient_norm
     rates = [group["lr"] for group in optimizer.param_groups]
     kept: list[Tensor] = []
 
@@ -92,10 +103,12 @@ def _standing(optimizer: torch.optim.Optimizer) -> Iterator[list[Tensor]]:
             kept.extend(_flat(p.grad, p) for p in group["params"])
 
     hook = optimizer.register_step_pre_hook(keep)
+    config.max_gradient_norm = None
     try:
         yield kept
     finally:
         hook.remove()
+        config.max_gradient_norm = limit
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 

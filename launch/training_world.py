@@ -165,7 +165,7 @@ class Stepper:
             found = trainer.metrics()
             return {name: found[f"train/{name}/loss"] for name in trainer.objectives}
 
-        return look(engine, engine.optimizer, step)
+        return look(engine, trainer.optimizer.config, engine.optimizer, step)
 
     def batches(self) -> list[dict[str, Rows]]:
         """The rows, packed."""

@@ -76,6 +76,14 @@ def test_a_step_that_differs_is_seen_and_its_ratio_does_not_count(world) -> None
     assert not found.within(LIMITS["fp32"])
 
 
+def test_a_step_that_is_too_long_is_seen_though_both_are_clipped_to_the_same(world) -> None:
+    ours = world.stepper("npo", world.batch("lume"))
+    theirs = peer(world, "npo", ours, BEST)
+    theirs.recipe = replace(theirs.recipe, retain_weight=2.0, forget_weight=2.0)
+    assert errors(world, ours, theirs).gradient > 0.4
+    assert world.optimizer.config.max_gradient_norm == 1.0
+
+
 def test_a_look_moves_nothing_and_the_next_step_does(world) -> None:
     ours = world.stepper("npo", world.batch("lume"))
     theirs = step_of(world, peer(world, "npo", ours, BEST), ours)
