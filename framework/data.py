@@ -362,7 +362,7 @@ def _moved(arrays: Sequence[np.ndarray], device: torch.device | None) -> list[Te
     if device is None or device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     sizes = [-(-array.nbytes // 16) * 16 for array in arrays]  # kernels want them aligned
-    whole = torch.empty(sum(sizes), dtype=torch.uint8)
+    whole = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu")
     for array, part in zip(arrays, whole.split(sizes), strict=True):
         part[: array.nbytes].numpy()[:] = array.view(np.uint8)
     parts = sent(whole, device).split(sizes)

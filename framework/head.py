@@ -191,6 +191,22 @@ def watched(head: nn.Module | None, read: Callable[[], Tensor]) -> tuple[Head, b
     return Head(states.flatten(0, -2), table=table.flatten(0, -2)), alone
 
 
+def unchanged(head: nn.Module, read: Callable[[], Tensor]) -> bool:
+    """Whether a forward pass that gives all logits gives its head's own, to the bit."""
+    made: list[Tensor] = []
+
+    def note(_head: nn.Module, _given: object, logits: Tensor) -> None:
+        made.append(logits.clone())  # which may be changed in place
+
+    hook = head.register_forward_hook(note)
+    try:
+        table = read()
+    finally:
+        hook.remove()
+    (logits,) = made
+    return torch.equal(table.nan_to_num(), logits.nan_to_num())
+
+
 def _storage(tensor: Tensor) -> int:
     """Which memory it lies in; tensors without memory, of a dry run, have a storage as well."""
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - data_ptr is 0 for all of those

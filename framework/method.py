@@ -153,7 +153,11 @@ class Method:
     @property
     def reference(self) -> Reference:
         """The model before unlearning."""
-        assert self._reference is not None, "the run was to be built with a reference"
+        if self._reference is None:
+            raise ConfigError(
+                f"{type(self).__name__} reads the model before unlearning without asking for it; "
+                "name what its forget loss reads of it in the method's `asks_reference_for`"
+            )
         return self._reference
 
 

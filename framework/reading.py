@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from . import attention
 from .data import MORE_THAN_SCORED, Rows
+from .distributed import all_gather_objects, on_all_ranks
 from .errors import ConfigError
-from .head import Head, PerToken, computing, watched
+from .head import Head, PerToken, computing, unchanged, watched
 from .modules import up_to
-from .packing_check import check_apart, shared_as_apart
+from .packing_check import OWN, check_apart, shared_as_apart
 
 MORE_THAN_HEAD = (
     "a loss of this method reads more of the model than its output head, in a pass that serves "
@@ -45,8 +46,9 @@ class Reader:
         self.gathered: Callable[[list[nn.Parameter]], AbstractContextManager[object]] = nullcontext
         """Inside, these parameters are whole on every rank; every rank must enter."""
         self._shares = True
-        self.linear_head = False
-        """Whether logits are known to be one linear layer's product, neither capped nor scaled."""
+        self.linear_head: bool | None = None
+        """Whether logits are one linear layer's product, neither capped nor scaled; None: nobody
+        has looked yet."""
         self._heads: Mapping[int, Head] = {}
         attention.register()
         self.attend(attention.NAME)
@@ -122,16 +124,31 @@ class Reader:
                 raise ConfigError(MORE_THAN_SCORED)
             return function(self._heads[id(rows)])
         layer = self.module.get_output_embeddings()
-
-        def read() -> Tensor:
-            logits: Tensor = self._read(rows, logits_to_keep=rows.scored).logits
-            return logits
-
+        if self.linear_head is None:  # on other rows: the first pass over these is as all others
+            with self.evaluating():
+                _, self.linear_head = watched(layer, self._few_logits)
         if self.linear_head:
             with computing(layer, function):
-                return read()
-        head, self.linear_head = watched(layer, read)
+                return self._logits(rows)
+        head, _ = watched(layer, lambda: self._logits(rows))
         return function(head)
+
+    def head_unchanged(self, head: nn.Module) -> bool:
+        """Whether the model's logits are what its head gives, neither capped nor scaled, by bits.
+
+        Of a few tokens. `head`: the output head, or the layer within its adapters. Every rank must
+        call this.
+        """
+        with self.evaluating():
+            return unchanged(head, self._few_logits)
+
+    def _few_logits(self) -> Tensor:
+        return self._logits(Rows.pack([OWN], device=self.device))
+
+    def _logits(self, rows: Rows) -> Tensor:
+        """[1, S, V], as the model gives them."""
+        logits: Tensor = self._read(rows, logits_to_keep=rows.scored).logits
+        return logits
 
     def _read(self, rows: Rows, **options: Any) -> Any:
         if self._heads:
@@ -150,12 +167,15 @@ class Reader:
         """Raise ModelError for a model that reads one packed row into the next.
 
         Falcon, Bloom, MPT and all that carry a state from token to token (Mamba, Jamba, RWKV) go
-        around the attention that keeps rows apart, without a word. Every rank must call this.
+        around the attention that keeps rows apart, without a word. Every rank must call this: where
+        one rank's kernel misses what rows share, none shares, since all cut a step alike.
         """
+        name = type(self.module).__name__
         with self.evaluating():
-            check_apart(self.logits, self.device, type(self.module).__name__)
-            if self.shares_beginnings():  # and this device's kernel reads what rows share
-                self._shares = shared_as_apart(self.logits, self.device)
+            on_all_ranks(lambda: check_apart(self.logits, self.device, name))
+            if self.shares_beginnings():  # and the devices' kernels read what rows share
+                reads = shared_as_apart(self.logits, self.device)
+                self._shares = all(all_gather_objects(reads))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

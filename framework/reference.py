@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .data import Row, Rows, laid_out
-from .distributed import on_all_ranks, on_rank_zero, world_size
+from .distributed import all_gather_objects, on_all_ranks, on_rank_zero, world_size
 from .errors import ConfigError
 from .gradient_norms import ADAPTER
 from .head import Head
@@ -120,7 +120,7 @@ class CachedReference(Reference):
         head = frozen_head(model) if "logits" in asked else None
         functions: dict[Asked, Callable[[Rows], Tensor]] = {
             "log_probs": model.token_log_probs,
-            "logits": lambda rows: model.at_head(rows, lambda it: _given(it, head)),
+            "logits": lambda rows: model.at_head(rows, Head.given),
             "states": lambda rows: model.hidden_states(rows, layer or 0)[rows.scored],
         }
         tables = {}
@@ -131,8 +131,9 @@ class CachedReference(Reference):
             # closed where it is left half way: its bar says so before an error is told
             with (
                 adapters_off(model.module),
-                closing(read_off(model, rows, functions[kind])) as found,
+                closing(read_off(model, rows, functions[kind])) as read,
             ):
+                found = _of_product(read, model) if kind == "logits" else read
                 if not counted_tokens(rows):
                     width = model.module.config.get_text_config().hidden_size
                     values = torch.zeros(0, *(() if kind == "log_probs" else (width,)))
@@ -154,16 +155,23 @@ class CachedReference(Reference):
 
     def logits_of(self, rows: Rows) -> Callable[[slice], Tensor]:
         """See `Reference.logits_of`."""
+        states = self._table("logits").of(rows)
         assert self._head is not None
-        return logits_in_chunks(self._table("logits").of(rows), self._head)
+        return logits_in_chunks(states, self._head)
 
     def states(self, rows: Rows, layer: int) -> Tensor:
         """See `Reference.states`."""
+        table = self._table("states")
         assert layer == self._layer, f"the states of block {self._layer} are kept, not of {layer}"
-        return self._table("states").of(rows)
+        return table.of(rows)
 
     def _table(self, asked: Asked) -> TokenTable:
-        assert asked in self._tables, f"the run was to be built with {asked} of its reference"
+        if asked not in self._tables:
+            raise ConfigError(
+                f"a loss of this method reads {asked} of the model before unlearning, of which "
+                f"{' and '.join(self._tables)} were kept; name what it reads in the method's "
+                "`asks_reference_for`, or type trainer.reference=frozen to keep the whole model"
+            )
         return self._tables[asked]
 
 
@@ -276,15 +284,28 @@ def _row_sums(weights: Tensor) -> Tensor:
     return torch.cat(sums)
 
 
+def _layer_of_head(model: LanguageModel) -> nn.Linear:
+    """The output head, adapters apart."""
+    head: Any = model.module.get_output_embeddings()
+    head = getattr(head, "base_layer", head)
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(MORE_THAN_A_HEAD)
+    return head
+
+
+def _of_product(found: Iterator[Pieces], model: LanguageModel) -> Iterator[Pieces]:
+    """The same, unless logits are more than the head's product: ConfigError, on all ranks alike."""
+    if not all(all_gather_objects(model.head_unchanged(_layer_of_head(model)))):
+        raise ConfigError(MORE_THAN_A_HEAD)
+    yield from found
+
+
 def frozen_head(model: LanguageModel) -> FrozenHead:
     """The output head as it is now.
 
     A copy, unless it is not trained and whole on every rank. Every rank must call this.
     """
-    head: Any = model.module.get_output_embeddings()
-    head = getattr(head, "base_layer", head)  # adapters are no part of it
-    if not isinstance(head, nn.Linear):
-        raise ConfigError(MORE_THAN_A_HEAD)
+    head = _layer_of_head(model)
     parameters = list(head.parameters())
     weight: Tensor = head.weight
     bias: Tensor | None = head.bias
@@ -303,15 +324,3 @@ def logits_in_chunks(states: Tensor, head: FrozenHead) -> Callable[[slice], Tens
             return head(states[chunk])
 
     return logits
-
-
-def _given(head: Head, frozen: FrozenHead | None) -> Tensor:
-    """[S, D] what the head is given, where the logits follow from that by the frozen head alone."""
-    assert frozen is not None
-    states = head.given()
-    if head.table is not None:  # which the model made, perhaps of more than the head's product
-        apart = (frozen(states) - head.table.float()).abs().max()
-        rounding = max(1e-5, 4 * torch.finfo(states.dtype).eps)
-        if not apart <= rounding * head.table.abs().max():
-            raise ConfigError(MORE_THAN_A_HEAD)
-    return states

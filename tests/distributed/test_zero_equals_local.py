@@ -252,6 +252,15 @@ def test_models_combined_give_the_same_on_every_rank_and_as_one_process(session)
     assert 2 * len(scores) == len(texts) == 2 * len(PAIRS)  # greedy and drawn
 
 
+def test_what_one_rank_alone_cannot_do_none_does(session):
+    first, second = session.results["agreed"]["ranks"]
+    assert first == second
+    before, shares, said = first
+    assert before
+    assert not shares
+    assert "type trainer.reference=frozen" in said
+
+
 def test_a_model_that_is_read_in_shares_says_what_it_says_whole(session):
     found = session.results["in_shares"]
     first, second = found["ranks"]

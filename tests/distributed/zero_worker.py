@@ -23,8 +23,18 @@ from typing import Any, NamedTuple
 import compositions
 import tiny
 import torch
+from families import family
 
-from framework import LanguageModel, LocalEngine, Row, UnlearningTrainer, distributed, head
+from framework import (
+    ConfigError,
+    LanguageModel,
+    LocalEngine,
+    Row,
+    UnlearningTrainer,
+    distributed,
+    head,
+    packing_check,
+)
 from framework.averaging import WeightAveraging
 from framework.combined import CombinedModel
 from framework.data import Rows
@@ -177,6 +187,25 @@ def together() -> dict[str, Any]:
     ranks = distributed.all_gather_objects(answers(model))
     with distributed.alone():
         return {"ranks": ranks, "right": answers(model)}
+
+
+def agreed() -> dict[str, Any]:
+    """What the ranks do where one finds out something else than the others."""
+    model, read = tiny.language_model(), packing_check.pack
+    model.check_packing()
+    before = model.shares_beginnings()
+    if distributed.rank() == 1:  # whose kernel misses what rows share
+        packing_check.pack = lambda *rows, **on: replace(read(*rows, **on), keys=None)
+    model.check_packing()
+    packing_check.pack = read
+    cap = 2.0 if distributed.rank() == 1 else None
+    capped = family("gemma3_text", head_dim=8, final_logit_softcapping=cap)
+    try:
+        CachedReference.build(tiny.wrapped(capped), {"logits": tiny.rows(3, name="capped")})
+        said = ""
+    except ConfigError as error:
+        said = str(error)
+    return {"ranks": distributed.all_gather_objects([before, model.shares_beginnings(), said])}
 
 
 def in_shares(folder: Path) -> dict[str, Any]:
@@ -365,6 +394,7 @@ def main() -> None:
     distributed.connect()
     try:
         results["combined"] = together()
+        results["agreed"] = agreed()
         results["in_shares"] = in_shares(Path(sys.argv[2]).parent)
         for case in cases:
             print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke

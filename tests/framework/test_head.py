@@ -228,6 +228,19 @@ def test_logits_that_a_model_changes_after_its_head_are_read_whole(chunks, name)
     assert (model.token_log_probs(batch) - right).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("chunks", [(0, 7 * VOCABULARY)], indirect=True)
+def test_a_first_pass_is_as_all_others_to_the_bit(chunks):
+    model = tiny.language_model(attention_dropout=0.2)
+    model.module.train()
+    model.linear_head = None  # as nobody has looked yet
+    found = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        found.append(of_model(model, lambda m: m.token_log_probs(ROWS)))
+    assert model.linear_head
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_final_states_are_what_the_head_makes_its_logits_of():
     for model in (tiny.language_model(), tiny.language_model(tuning="lora")):
         for _ in range(2):  # before and after it is known that nothing is done to its logits
@@ -278,7 +291,7 @@ def loss_of(model: LanguageModel, one: Rows, other: Rows) -> Tensor:
     return taken - 0.3 * spread + flat + one.token_mean(states.square().sum(-1))
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["known to be linear", "not yet"])
+@pytest.mark.parametrize("known", [True, False], ids=["linear", "not known to be"])
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "apart"])
 @pytest.mark.parametrize("chunks", [(0, 7 * VOCABULARY)], indirect=True)
 def test_two_losses_of_one_pack_are_read_in_one_pass_with_the_gradient_of_two(chunks, share, known):

@@ -13,11 +13,20 @@ import pytest
 import tiny
 import torch
 
-from framework import CachedReference, ConfigError, FrozenReference, LanguageModel, Row, Rows
+from framework import (
+    CachedReference,
+    ConfigError,
+    FrozenReference,
+    LanguageModel,
+    Row,
+    Rows,
+)
 from framework.errors import CheckpointError
+from framework.prompt_format import PromptFormat
 from framework.sampler import ForgetRetainSampler
 from framework.shared import pack
 from framework.token_table import write
+from framework.tuning import LoRA
 from trainers.npo import NPO
 from trainers.rmu import RMU
 from trainers.undial import UNDIAL
@@ -154,6 +163,54 @@ def test_a_model_that_scales_its_heads_logits_is_not_kept_without_the_scale(sett
     assert (logits(slice(None)) - right(slice(None))).abs().max() <= 1e-5
 
 
+def test_logits_that_a_cap_changes_by_less_than_bf16_rounds_are_not_kept_without_it():
+    model = families.language_model(
+        families.family("gemma3_text", head_dim=8, final_logit_softcapping=200.0)
+    )
+    model.cast(torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"more than its output head's product") as said:
+        CachedReference.build(model, {"logits": ROWS})
+    assert "\n" not in str(said.value)
+
+
+def test_a_head_with_adapters_is_kept_without_them():
+    adapted = LanguageModel(
+        LoRA(LoRA.Config(rank=4, alpha=8.0, targets=["lm_head"])).apply(tiny.module()),
+        tiny.tokenizer(),
+        prompt_format=PromptFormat(),
+        max_length=64,
+    )
+    with torch.no_grad():
+        for name, p in adapted.module.named_parameters():
+            if "lora" in name:
+                p.fill_(0.1)
+    kept = CachedReference.build(adapted, {"logits": ROWS}).logits_of(Rows.pack(ROWS))
+    right = tiny.language_model().logits(Rows.pack(ROWS))
+    assert (kept(slice(None)) - right).abs().max() <= 1e-5
+    assert (adapted.logits(Rows.pack(ROWS)) - right).abs().max() > 1e-2
+
+
+def test_what_was_not_asked_for_is_one_line_that_names_what_to_type():
+    class Curious(NPO):
+        def forget_loss(self, rows: Rows) -> torch.Tensor:
+            return self.reference.states(rows, 1).sum()
+
+    plan, optimizer = tiny.step_rows(1), tiny.optimizer("sgd", clip=None)
+    engine = tiny.local_engine(optimizer)
+    said = r"reads states .*, of which log_probs were kept; .*type trainer\.reference=frozen"
+    trainer = tiny.assemble(
+        Curious, Curious.Config(), engine, tiny.language_model(), plan, optimizer=optimizer
+    )
+    with pytest.raises(ConfigError, match=said):
+        tiny.train(trainer, plan, tokens=1000)
+    Curious.asks_reference_for = None
+    trainer = tiny.assemble(
+        Curious, Curious.Config(), engine, tiny.language_model(), plan, optimizer=optimizer
+    )
+    with pytest.raises(ConfigError, match=r"Curious reads .* name what .* `asks_reference_for`"):
+        tiny.train(trainer, plan, tokens=1000)
+
+
 # ---- training against it -------------------------------------------------------------------------
 
 METHODS = {
@@ -199,7 +256,7 @@ def test_each_row_is_read_once_and_no_step_reads_the_model_before():
     engine, before = tiny.local_engine(optimizer), tiny.language_model()
     now, then = reads_of(engine.model), reads_of(before)
     trainer = tiny.trainer(engine, before, [*plan, *plan], method="npo_kl", optimizer=optimizer)
-    assert (sum(now), sum(then)) == (0, 3 * (4 + 4))
+    assert (sum(now), sum(then)) == (0, 3 * (4 + 4) + 1)  # one tells that nothing is capped
     then.clear()
     tiny.train(trainer, plan, tokens=1000)
     assert (sum(now), sum(then)) == (3 * (4 + 4), 0)
