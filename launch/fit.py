@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from zlib import crc32
 
 import torch
 from omegaconf import DictConfig
@@ -61,7 +62,7 @@ def planned(config: DictConfig, benchmark: Benchmark) -> Planned:
     texts = training_texts(config, benchmark, method)
     sets = {name: _rows(examples, source, tokenizer) for name, examples in texts.items()}
     if method.prefers:
-        sets["forget"] = [replace(row, preferred=row) for row in sets["forget"]]
+        sets["forget"] = [replace(row, preferred=_other(row)) for row in sets["forget"]]
     for task, ids in sources.items():
         sets[f"retain/{task}"] = [row for row in sets["retain"] if row.id in ids]
     names = objectives_of(method.objectives, settings.retain_loss, list(sources))
@@ -147,9 +148,15 @@ def _rows(
     return encode_all(examples, tokenizer, settings.prompt_format, settings.max_length)[0]
 
 
+def _other(row: Row) -> Row:
+    """A row that has the prompt alone in common with `row`, and is as long."""
+    pairs = zip(row.input_ids, row.weights, strict=True)
+    return replace(row, input_ids=tuple(-1 if weight else token for token, weight in pairs))
+
+
 def _guessed(example: Example, longest: int) -> Row:
-    """A row about as long as the example's would be."""
+    """A row about as long as the example's would be, and begun like no other."""
     answer = min(longest - 1, 1 + len(example.answer) // CHARACTERS)
     prompt = min(longest - answer, 1 + len(example.prompt) // CHARACTERS)
     weights = (0.0,) * prompt + (1.0,) * answer
-    return Row(example.id, tuple(range(prompt + answer)), weights)
+    return Row(example.id, (crc32(example.id.encode()),) * len(weights), weights)

@@ -30,7 +30,10 @@ CPU = torch.device("cpu")
 
 
 class Ledger(Storages):
-    """Adds up the storages that operations make while it is on; numbers read off tensors are 1."""
+    """Adds up the storages that operations make while it is on.
+
+    Numbers read off tensors are 1; counts are 0, as that of steps skipped for a NaN.
+    """
 
     def __init__(self, *, vocabulary: int) -> None:
         super().__init__()
@@ -83,7 +86,7 @@ class Ledger(Storages):
         if func is DEVICE:
             return CPU
         if func is READ:
-            return args[0].dtype == torch.bool or (1.0 if args[0].is_floating_point() else 1)
+            return args[0].dtype == torch.bool or (1.0 if args[0].is_floating_point() else 0)
         if func is torch.ops.aten.split.Tensor and args[1] >= 1 << 16:
             # pieces of inner products, a hundred thousand of a large model's: none takes memory
             args = (args[0], args[0].numel(), *args[2:])

@@ -2,14 +2,15 @@
 
 Everything that decides how much memory a step takes is the run's own: model, method, weighting,
 perturbation, averaging, optimizer, rows. Only the weights are not there, and under ZeRO the engine
-is one that makes what DeepSpeed would (`rehearsed_zero.py`). Seconds for a model of 8 billion
-parameters, on any machine.
+is one that makes what DeepSpeed would (`rehearsed_zero.py`). Its tensors say that they are on a
+CPU, but the head's chunks are a GPU's. Seconds for a model of 8 billion parameters, on any machine.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from framework import LanguageModel, Row
+from framework import LanguageModel, Row, head
 from framework.averaging import WeightAveraging
 from framework.data import Rows
 from framework.engine import Engine, LocalEngine, Loss
@@ -80,9 +81,9 @@ def rehearse(run: Rehearsed, rows: StepRows) -> Ledger:
             engine=engine,
             optimizer=run.optimizer,
             reference=_reference(run, model, twin, ledger),
-            weighting=run.weighting,
-            perturbation=run.perturbation,
-            averaging=run.averaging,
+            weighting=copy.deepcopy(run.weighting),  # what it learns is of this rehearsal
+            perturbation=copy.deepcopy(run.perturbation),
+            averaging=copy.deepcopy(run.averaging),
             sources=run.sources,
         )
     model.module.train()
@@ -94,7 +95,7 @@ def rehearse(run: Rehearsed, rows: StepRows) -> Ledger:
         trainer.steps_done = step
         share = 0, 1 if run.zero is None else run.zero.ranks
         batches = copies.of(_some(trainer.micro_batches(chosen, step, share=share)))
-        with copies.mode, ledger, ledger.phase("update"):
+        with _chunks_of_a_gpu(), copies.mode, ledger, ledger.phase("update"):
             trainer.step(batches, learning_rate=run.optimizer.peak)
     return ledger
 
@@ -106,6 +107,16 @@ def _some(batches: Sequence[Mapping[str, Rows]]) -> list[Mapping[str, Rows]]:
         if sum(list(batch) == list(other) for other in kept) < 2:
             kept.append(batch)
     return kept
+
+
+@contextmanager
+def _chunks_of_a_gpu() -> Iterator[None]:
+    """Inside, a chunk of logits has as many tokens as on a GPU."""
+    tokens = head.TOKENS.pop("cpu")
+    try:
+        yield
+    finally:
+        head.TOKENS["cpu"] = tokens
 
 
 CPU = torch.device("cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -39,6 +38,7 @@ class RMU(UnlearningTrainer):
                 raise ConfigError(f"trainer.steering must be > 0, got {self.steering:g}")
 
     config: Config
+    _direction: Tensor | None = None
 
     @classmethod
     def reads_once(cls, config: UnlearningTrainer.Config) -> bool:
@@ -49,8 +49,9 @@ class RMU(UnlearningTrainer):
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over rows of their tokens' mean of |h - c u|^2 / D, u of length 1 in [0, 1)^D."""
         states = self.states(rows)
-        u = direction(self.seed, states.shape[-1], states.device)
-        return self.distance(rows, states, self.config.steering * u)
+        if self._direction is None:
+            self._direction = direction(self.seed, states.shape[-1], states.device)
+        return self.distance(rows, states, self.config.steering * self._direction)
 
     def distance(self, rows: Rows, states: Tensor, target: Tensor) -> Tensor:
         """See `UnlearningTrainer.distance`; under `reduction_parity` lengths meet other rows."""
@@ -62,7 +63,6 @@ class RMU(UnlearningTrainer):
         return rows.row_mean(sums * inverse)
 
 
-@lru_cache(maxsize=8)
 def direction(seed: int, width: int, device: torch.device) -> Tensor:
     """[D] a vector of length 1 with no negative entry: the same wherever and whenever drawn."""
     draw = torch.Generator().manual_seed(seed)

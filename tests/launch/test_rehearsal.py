@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file
 
+from framework import build, head
+from framework.data import laid_out
+from framework.shared import by_beginning
+from launch.fit import planned
 from launch.ledger import ACTIVATIONS, ON_HOST, Ledger, on_device
+from launch.peak_bytes import peak_bytes
+from launch.settings import RunSettings, parse
+from launch.train import main
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
@@ -43,6 +54,11 @@ ZERO = [
 
 def most(ledger: Ledger) -> int:
     return max(map(on_device, ledger.peaks.values()))
+
+
+def config_of(*arguments: str) -> DictConfig:
+    given = ["benchmark=mini_small", "output=x", *arguments]
+    return parse(given, entry="train", schema=RunSettings, about="")[0]
 
 
 @pytest.mark.parametrize("case", LOCAL, ids=str)
@@ -76,6 +92,16 @@ def test_under_zero_the_rehearsal_is_within_fifteen_percent(under_zero, case: Ca
     assert most(rehearsed(case)) == pytest.approx(under_zero[case], rel=0.15)
 
 
+def test_a_rehearsal_computes_as_many_logits_at_once_as_a_gpu_does(monkeypatch) -> None:
+    monkeypatch.setattr(head, "WHOLE", 0)
+    monkeypatch.setattr(head, "CHUNK", 512 * 128)  # of vocabularies as large as 2048 words
+    case = Case(method="npo_kl", tuning="lora", rows=12)
+    told = most(rehearsed(case))
+    assert told > 1.05 * measured(case)
+    monkeypatch.setattr(head, "TOKENS", {"cpu": 512})
+    assert told == pytest.approx(measured(case), rel=0.01)
+
+
 def test_offload_takes_masters_moments_and_gradients_to_the_host() -> None:
     here, away = (rehearsed(Case("2", offload=offload)).peaks["step"] for offload in (False, True))
     assert here[ON_HOST] == 0
@@ -90,3 +116,57 @@ def test_checkpointing_takes_less_than_half_of_the_activations_selectively_a_qua
         for how in (False, "selective", True)
     )
     assert recomputed < plain / 2 < selective < plain * 3 / 4
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["trainer=rmu", "trainer.layer=1", "optimizer=muon", "averaging=uniform"],
+        ["trainer=npo", "weighting=gru"],
+        ["trainer=npo", "weighting=log_barrier"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_can_be_rehearsed_again_whatever_it_keeps_or_learns_from_its_losses(parts) -> None:
+    config = config_of(*parts, "batch_size=2")
+    plan = planned(config, build(config.benchmark))
+    assert plan.memory().peaks == plan.memory().peaks
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model of random weights, and its tokenizer."""
+    config = config_of("model.vocabulary=1024")
+    texts = [x.answer for x in build(config.benchmark).training_examples("target")]
+    model = build(config.model).build(texts, seed=0)
+    path = tmp_path_factory.mktemp("model")
+    model.module.save_pretrained(path)
+    model.tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "parts", [["trainer=npo"], ["trainer=dpo", "weighting=blur", "precision=bf16"]], ids=" ".join
+)
+def test_what_a_dry_run_says_is_within_fifteen_percent_of_the_run(parts, folder, tmp_path) -> None:
+    given = [*parts, f"model={folder}", f"output={tmp_path / 'run'}", f"cache={tmp_path}"]
+    given += ["benchmark=mini_small", "tracker=none", "evaluate=false", "save_every=0"]
+    given += ["batch_size=16", "epochs=2", "trainer.compare_every=2"]
+    config = config_of(*given)
+    plan = planned(config, build(config.benchmark))
+
+    with peak_bytes(torch.device("cpu")) as peak:
+        main(given)
+    # weights are read from a file, not made by an operation
+    weights = sum(x.nbytes for x in load_file(folder / "model.safetensors").values())
+    weights //= 2 if config.precision == "bf16" else 1
+    assert plan.memory().most == pytest.approx(peak.bytes + weights, rel=0.15)
+
+
+def test_rows_of_guessed_lengths_share_no_beginning(folder, tmp_path) -> None:
+    shutil.copy(folder / "config.json", tmp_path)  # and no tokenizer
+    config = config_of("trainer=dpo", f"model={tmp_path}")
+    rows = planned(config, build(config.benchmark)).rows
+    assert sum(by_beginning([row.given for part in rows.values() for row in part])[1]) == 0
+    pairs = rows["forget"]
+    assert sum(by_beginning(laid_out(pairs))[1]) == sum(row.weights.count(0) for row in pairs)
