@@ -22,6 +22,18 @@ from .settings import steps_of
 if TYPE_CHECKING:
     from .ledger import Ledger
 
+PHASES = {
+    "loading": "loading",
+    "backward": "the backward pass",
+    "update": "combining gradients",
+    "step": "the optimizer's step",
+}
+"""A ledger's phases in the order of a run, and in words."""
+ORDER = (
+    "a step of the run: backward passes, each after its forward pass; combining their gradients "
+    "(weighting, perturbation); the optimizer's step"
+)
+
 
 def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     """Print the resolved config, parameter count, memory per rank, and steps."""
@@ -51,6 +63,7 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     table("dry run", ["what", "value"], rows)
     ledger = plan.memory()
     table("device memory per rank", ["what", "GiB"], memory_rows(ledger))
+    print(ORDER)
     kept = float(config.model.generation_memory)
     print(
         f"beside these: while it is measured, keys and values of answers take up to {kept:g} GiB "
@@ -68,13 +81,13 @@ def memory_rows(ledger: Ledger) -> list[list[str | float | None]]:
     highest = max(ledger.peaks, key=lambda name: on_device(ledger.peaks[name]))
     held = ledger.peaks[highest]
     parts = sorted(held.items(), key=lambda item: -item[1])
-    told: list[tuple[str, int]] = [
+    sizes: list[tuple[str, int]] = [
         *((name, size) for name, size in parts if name != ON_HOST and size >= 1 << 20),
-        (f"peak, in the {highest}", on_device(held)),
-        *((f"most in the {name}", on_device(at)) for name, at in ledger.peaks.items()),
+        (f"peak, in {PHASES[highest]}", on_device(held)),
+        *((f"most in {told}", on_device(ledger.peaks[name])) for name, told in PHASES.items()),
         ("most on the host", max(at[ON_HOST] for at in ledger.peaks.values())),
     ]
-    return [[name, f"{size / GIB:.2f}"] for name, size in told]
+    return [[name, f"{size / GIB:.2f}"] for name, size in sizes]
 
 
 def verdict(ledger: Ledger, there: int | None) -> str:
