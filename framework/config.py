@@ -57,10 +57,6 @@ def compose(
     if base is not None:
         tree |= _read(base)
     arguments = [_split(override) for override in overrides]
-    known = [*groups, *(field.name for field in dataclasses.fields(schema))]
-    for key in [*tree, *(keys[0] for keys, _ in arguments)]:
-        if key not in known:
-            raise ConfigError(f"unknown setting {key!r}{hint(key, known, 'settings')}")
     for keys, value in arguments:
         if len(keys) == 1 and keys[0] in groups:
             tree[keys[0]] = value.text
@@ -69,6 +65,7 @@ def compose(
     for keys, value in arguments:
         if keys[0] not in groups or len(keys) > 1:
             _set(tree, keys, value)
+    _check_names(tree, groups, schema)
     settings = {key: value for key, value in tree.items() if key not in groups}
     resolved = untyped(typed(schema, settings, ""))
     for group in groups:
@@ -174,6 +171,31 @@ def _set(tree: dict[str, Any], keys: Sequence[str], value: Argument) -> None:
         tree[key] = dict(below) if isinstance(below, Mapping) else {}
         tree = tree[key]
     tree[keys[-1]] = value
+
+
+def _check_names(tree: Mapping[str, Any], groups: Sequence[str], schema: type) -> None:
+    """Refuse a setting that is elsewhere, and say where; and what is neither setting nor group."""
+    names = {"": _names(schema)}
+    for group in groups:
+        path = untyped(tree[group]["class"])
+        if isinstance(path, str):
+            names[group] = _names(_import(path, group)[1])
+    for group, own in names.items():
+        beside = ["name", "class"] if group else groups
+        for key in tree[group] if group else tree:
+            places = [f"{place}.{key}".lstrip(".") for place in names if key in names[place]]
+            if places and key not in (*own, *beside):
+                given = f"{group}.{key}".lstrip(".")
+                raise ConfigError(f"unknown setting {given!r}; it is {' or '.join(places)}")
+    known = [*groups, *names[""]]
+    for key in tree:
+        if key not in known:
+            raise ConfigError(f"unknown setting {key!r}{hint(key, known, 'settings')}")
+
+
+def _names(schema: type) -> list[str]:
+    """The settings that a dataclass declares."""
+    return [field.name for field in dataclasses.fields(schema) if field.init]
 
 
 def _section(given: object, group: str, configs: Path) -> dict[str, Any]:

@@ -322,13 +322,11 @@ def help_text(entry: str, schema: type, about: str) -> str:
         if name not in groups:
             kind = ", ".join(allowed)
             lines += _columns(f"{name}={default}", f"{kind}: {meaning}" if meaning else kind, width)
-    lines += [
-        "",
-        "options",
-        *_columns(
+    if not entry.startswith("bench_"):  # which leave none to start from
+        lines += ["", "options"]
+        lines += _columns(
             "--config FILE", "start from a resolved config, such as runs/x/config.yaml", width
-        ),
-    ]
+        )
     if entry == "train":
         lines += _columns(
             "--dry-run", "say what would be done and needed; load nothing large", width

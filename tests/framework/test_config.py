@@ -381,6 +381,12 @@ ENTRY = "(settings: trainer, benchmark, perturbation, name, steps, resume, note,
         (["trainr=npo"], f"unknown setting 'trainr'; did you mean 'trainer'? {ENTRY}"),
         (["trainr.beta=1"], f"unknown setting 'trainr'; did you mean 'trainer'? {ENTRY}"),
         (["beta=1"], f"unknown setting 'beta' {ENTRY}"),
+        (["trainer=npo", "beta=1"], "unknown setting 'beta'; it is trainer.beta"),
+        (["trainer.steps=1"], "unknown setting 'trainer.steps'; it is steps"),
+        (
+            ["seed=1", "perturbation=sam"],
+            "unknown setting 'seed'; it is trainer.seed or perturbation.seed",
+        ),
         (["--steps=1"], f"unknown setting '--steps'; did you mean 'steps'? {ENTRY}"),
         (
             ["trainer.retain_wight=1"],

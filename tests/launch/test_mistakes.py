@@ -13,6 +13,8 @@ SETTINGS = {
     "trainer.beta=abc": "trainer.beta must be a float, got 'abc'",
     "max_steps=2.5": "max_steps must be an int or null, got 2.5",
     "precision=fp8": "precision must be 'auto' or 'fp32' or 'bf16', got 'fp8'",
+    "trainer.log_every=10": "unknown setting 'trainer.log_every'; it is log_every",
+    "learning_rate=1e-4": "unknown setting 'learning_rate'; it is optimizer.learning_rate",
     "epoch=3": "unknown setting 'epoch'; did you mean 'epochs'? (settings: ",
     "zero=off": "no zero is called 'off' (choices: 0, 1, 2, 2_offload, 3, 3_offload, none)",
     "npo": "'npo' is not of the form key=value, such as trainer=npo",
