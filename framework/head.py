@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
 from .errors import ModelError
+from .memory import storage_of
 
 PerToken = Callable[[Tensor, slice], Tensor]
 """From logits [C, V] fp32 and the place of the chunk among the scored tokens, [C] or [C, ...]."""
@@ -55,12 +56,16 @@ class Head:
     """Where several readings' gradients of the weight add up, and what waits for them all."""
 
     def adding_up(self) -> Head:
-        """The head for several readings: they make one gradient of its weight, not one each."""
+        """The head for several readings: they make one gradient of its weight, not one each.
+
+        Of a weight in half precision `of_logits` in chunks makes its own in fp32 beside it. The
+        readings can be differentiated once, not twice.
+        """
         if self.layer is None:
             return self
         gathered = _Sum()
-        edge: Tensor = _Whole.apply(self.layer.weight, gathered)  # type: ignore[no-untyped-call]
-        return replace(self, shared=(edge, gathered))
+        edge: Tensor = _HandsOver.apply(self.layer.weight, gathered)  # type: ignore[no-untyped-call]
+        return replace(self, shared=(edge, gathered)) if edge.requires_grad else self
 
     def given(self) -> Tensor:
         """[S, D] what it is given."""
@@ -123,19 +128,28 @@ class Head:
 
 
 class _Sum:
-    """A gradient to which several backward passes add."""
+    """A gradient to which several nodes of one backward pass add."""
 
     total: Tensor | None = None
+    _of: int | None = None
+    """The backward pass that adds to it: one that asks for other gradients leaves its sum here."""
 
     def begun(self, weight: Tensor) -> tuple[Tensor, int]:
         """What to add to, and how often what is there counts: not at all as long as it is new."""
-        if self.total is not None:
-            return self.total, 1
-        self.total = torch.empty_like(weight)
-        return self.total, 0
+        now = torch._C._current_graph_task_id()  # noqa: SLF001 - told nowhere else
+        new = self.total is None or self._of != now
+        self._of = now
+        if self.total is None:
+            self.total = torch.empty_like(weight)
+        return self.total, int(not new)
+
+    def added_up(self, weight: Tensor) -> Tensor:
+        """What to add to: zeros as long as it is new."""
+        total, begun = self.begun(weight)
+        return total if begun else total.zero_()
 
 
-class _Whole(torch.autograd.Function):
+class _HandsOver(torch.autograd.Function):
     """Of a weight, what those are given who add to its gradient elsewhere: it is last backward."""
 
     @staticmethod
@@ -186,7 +200,7 @@ def watched(head: nn.Module | None, read: Callable[[], Tensor]) -> tuple[Head, b
     finally:
         hook.remove()
     ((states, logits, version),) = seen
-    same = _storage(table) == _storage(logits) and table._version == version  # noqa: SLF001
+    same = storage_of(table) == storage_of(logits) and table._version == version  # noqa: SLF001
     alone = type(head) is nn.Linear and same
     return Head(states.flatten(0, -2), table=table.flatten(0, -2)), alone
 
@@ -205,11 +219,6 @@ def unchanged(head: nn.Module, read: Callable[[], Tensor]) -> bool:
         hook.remove()
     (logits,) = made
     return torch.equal(table.nan_to_num(), logits.nan_to_num())
-
-
-def _storage(tensor: Tensor) -> int:
-    """Which memory it lies in; tensors without memory, of a dry run, have a storage as well."""
-    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - data_ptr is 0 for all of those
 
 
 def _tokens(states: Tensor, vocabulary: int) -> Iterator[slice]:
@@ -287,7 +296,11 @@ class _OfLogits(torch.autograd.Function):
         """Of states, weight and bias."""
         states, weight, bias = ctx.saved_tensors
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        of_weight = _zeros_like(weight) if ctx.needs_input_grad[1] else None
+        gathered = _Sum() if ctx.gathered is None else ctx.gathered
+        in_fp32 = weight.dtype == torch.float32
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = gathered.added_up(weight) if in_fp32 else _zeros_like(weight)
         of_bias = _zeros_like(bias) if ctx.needs_input_grad[2] else None
         for chunk in _tokens(states, len(weight)):
             logits = linear(states[chunk], weight, bias).float().requires_grad_()
@@ -301,12 +314,9 @@ class _OfLogits(torch.autograd.Function):
                 _add_product(of_weight, slope.t(), states[chunk])
             if of_bias is not None:
                 of_bias += slope.sum(0)
-        gathered = _Sum() if ctx.gathered is None else ctx.gathered
-        if of_weight is not None and gathered.total is not None:
-            gathered.total += of_weight
-        elif of_weight is not None:
-            gathered.total = of_weight.to(weight.dtype)
-        own = gathered.total if ctx.gathered is None else None
+        if of_weight is not None and not in_fp32:
+            of_weight = gathered.added_up(weight).add_(of_weight)
+        own = of_weight if ctx.gathered is None else None
         return of_states, own, None if of_bias is None else of_bias.to(bias.dtype), None, None, None
 
 

@@ -1,4 +1,4 @@
-"""Memory: the most that a process has used, and how much there is."""
+"""Memory: the most that a process has used, how much there is, and which of it a tensor has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import resource
 import sys
 
 import torch
+from torch import Tensor
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -32,3 +33,8 @@ def device_memory() -> int | None:
     if not torch.cuda.is_available():
         return None
     return int(0.9 * torch.cuda.mem_get_info()[1])
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Which memory it lies in; tensors without memory, of a dry run, have a storage as well."""
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - data_ptr is 0 for all of those

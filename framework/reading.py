@@ -98,14 +98,16 @@ class Reader:
         """`loss()`, a scalar; one forward pass serves all its readings of `members`.
 
         They are rows of one pack: they share its tokens and differ in what is scored. Inside,
-        other rows of this model cannot be read.
+        other rows of this model cannot be read. Where there are several members the head's part
+        can be differentiated once, not twice (`create_graph`).
         """
         pack, counts = members[0], [len(rows.scored) for rows in members]
         assert all(rows.input_ids is pack.input_ids for rows in members), "rows of several packs"
         assert all(rows.keys is pack.keys for rows in members), "rows of several packs"
 
         def served(head: Head) -> Tensor:
-            head, ends = head.adding_up(), list(accumulate(counts))
+            head = head.adding_up() if len(members) > 1 else head
+            ends = list(accumulate(counts))
             places = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
             parts = zip(members, places, strict=True)
             self._heads = {id(rows): head.at(place) for rows, place in parts}

@@ -17,6 +17,8 @@ import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .memory import storage_of
+
 Recomputed = bool | Literal["selective"]
 """What is: nothing, all but a block's input, or what is cheap."""
 
@@ -59,19 +61,23 @@ class _Keeping(TorchDispatchMode):
         result = func(*args, **kwargs)
         if is_kept(func, args, kwargs):
             for tensor in _tensors(result):
-                self._places[_storage(tensor)] = len(self._kept)
+                self._places[storage_of(tensor)] = len(self._kept)
             # what autograd makes of the result itself must not be kept: the graph
             self._kept.append(_apply(Tensor.detach, result))
         elif _changes(func):
             for tensor in _tensors((*args, *kwargs.values())):
-                place = self._places.get(_storage(tensor))
+                place = self._places.get(storage_of(tensor))
                 if place is not None:
                     self._kept[place] = None
         return result
 
 
 class _Giving(TorchDispatchMode):
-    """Hands out what was kept in the place of computing it; each result once."""
+    """Hands out what was kept in the place of computing it; each result once.
+
+    One backward pass is served: what a second one asks for, or one after a look at some gradients,
+    is computed, as nothing is left.
+    """
 
     def __init__(self, kept: deque[Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -81,14 +87,21 @@ class _Giving(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = self._kept.popleft() if is_kept(func, args, kwargs) else None
+        given = is_kept(func, args, kwargs) and self._kept
+        result = self._kept.popleft() if given else None
         return func(*args, **kwargs) if result is None else result
+
+    def __exit__(self, *error: object) -> None:
+        """It may end before the last product, which nobody needs."""
+        self._kept.clear()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
 
 def is_kept(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation's result is kept: never of one that drops out.
+    """Whether an operation's result is kept: never of one that drops out, or fills a given tensor.
 
-    What is not computed again draws nothing, and later dropout would draw other numbers.
+    What is not computed again draws nothing, and later dropout would draw other numbers; it fills
+    nothing either, and what is read there would be something else.
     """
     dear, place = _dear(func)
     if not dear or place is None:
@@ -103,7 +116,7 @@ def _dear(func: Any) -> tuple[bool, int | None]:
     name = func.name().partition("::")[2].partition(".")[0]
     arguments = [argument.name for argument in func._schema.arguments]  # noqa: SLF001 - told nowhere else
     place = arguments.index("dropout_p") if "dropout_p" in arguments else None
-    return name in PRODUCTS | ATTENTION, place
+    return name in PRODUCTS | ATTENTION and not _changes(func), place
 
 
 @cache
@@ -120,7 +133,3 @@ def _apply(function: Any, found: Any) -> Any:
     if isinstance(found, tuple):
         return tuple(function(x) if isinstance(x, Tensor) else x for x in found)
     return function(found)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - data_ptr is 0 without memory

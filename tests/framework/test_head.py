@@ -159,8 +159,30 @@ def test_several_readings_of_a_head_make_one_gradient_of_its_weight(chunks, name
     assert apart(list(values[1]), list(values[0])) <= 1e-6
 
 
+@pytest.mark.parametrize("names", [("log-probabilities",) * 2, ("entropy",) * 2, tuple(READINGS)])
+def test_a_look_at_other_gradients_leaves_that_of_the_weight_as_it_is(chunks, names):
+    head, states = layer()
+    of = [states, *head.parameters()]
+    shared = Head(states, head).adding_up()
+    loss = torch.cat([READINGS[name](shared, ROWS.targets) for name in names]).sum()
+    right = torch.autograd.grad(loss, of, retain_graph=True)
+    for _ in range(2):
+        torch.autograd.grad(loss, states, retain_graph=True)
+        assert apart(list(torch.autograd.grad(loss, of, retain_graph=True)), list(right)) <= 1e-6
+
+
+def test_a_gradient_that_is_asked_for_where_none_is_kept_is_there_all_the_same(chunks):
+    head, states = layer()
+    right = torch.autograd.grad(fused(Head(states, head)).sum(), head.weight)
+    with torch.no_grad():
+        shared = Head(states, head).adding_up()
+    found = torch.autograd.grad(fused(shared).sum(), head.weight)
+    assert apart(list(found), list(right)) <= 1e-6
+
+
 @pytest.mark.parametrize("whole", [0, 2**24])
-def test_the_gradient_of_several_readings_is_there_once(monkeypatch, whole):
+@pytest.mark.parametrize("name", ["log-probabilities", "entropy"])
+def test_the_gradient_of_several_readings_is_there_once(monkeypatch, whole, name):
     monkeypatch.setattr(head_file, "WHOLE", whole)
     monkeypatch.setattr(head_file, "CHUNK", 2048)
     monkeypatch.setattr(head_file, "TOKENS", {"cpu": 1})
@@ -168,7 +190,7 @@ def test_the_gradient_of_several_readings_is_there_once(monkeypatch, whole):
     halves, peaks = (slice(0, 2), slice(2, 4)), []
     for one in (Head(states, head), Head(states, head).adding_up()):
         with peak_bytes(torch.device("cpu")) as peak:
-            taken = torch.cat([one.at(half).token_log_probs(MANY[half]) for half in halves])
+            taken = torch.cat([READINGS[name](one.at(half), MANY[half]) for half in halves])
             taken.sum().backward()
         head.zero_grad()
         peaks.append(peak.bytes / (head.weight.numel() * 4))
@@ -307,6 +329,22 @@ def test_two_losses_of_one_pack_are_read_in_one_pass_with_the_gradient_of_two(ch
     found = [loss, *torch.autograd.grad(loss, trained)]
     assert seen == [len(one.input_ids)]
     assert apart(found, right) <= 3e-6  # either way is up to 1.4e-6 from the gradient in fp64
+
+
+def test_one_reading_alone_can_be_differentiated_twice():
+    one, _ = members(tiny.rows(4, name="together"), share=False)
+    model = tiny.language_model()
+    weight = model.module.get_output_embeddings().weight
+
+    def steepness() -> Tensor:
+        (slope,) = torch.autograd.grad(model.token_log_probs(one).sum(), weight, create_graph=True)
+        return slope.square().sum()
+
+    found = [
+        torch.autograd.grad(loss, weight)[0]
+        for loss in (model.together([one], steepness), steepness())
+    ]
+    assert apart(found[:1], found[1:]) <= 1e-6
 
 
 def test_what_a_model_caps_is_read_together_all_the_same():
