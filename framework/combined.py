@@ -110,7 +110,7 @@ class CombinedModel(LanguageModel):
         logits = [member.logits(rows) for member in self.members]
         return function(Head(table=combined(logits, self.combine)))
 
-    def hidden_states(self, rows: Rows, layer: int) -> Tensor:
+    def _states(self, rows: Rows, layer: int) -> Tensor:
         """Not one model's: raises ModelError."""
         raise ModelError("a model made of several models' logits has no hidden states of its own")
 

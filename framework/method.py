@@ -98,7 +98,7 @@ class Method:
 
     def states(self, rows: Rows) -> Tensor:
         """[S, D] output of decoder block `layer` where the next token counts."""
-        return self.model.hidden_states(rows, self.layer)[rows.scored]
+        return self.model.states(rows, self.layer)
 
     @property
     def layer(self) -> int:
@@ -140,7 +140,8 @@ class Method:
     def reads_once(cls, config: Config) -> bool:
         """Whether they ask about them at the output head alone, about no block's hidden states.
 
-        Then one forward pass serves the losses of all objectives.
+        Then one forward pass serves the losses of all objectives. Where it is false and
+        `reads_scored` is true, hidden states are read by `model.states`, at the scored positions.
         """
         return cls.reads_scored(config) and config.retain_loss != "states"
 
@@ -156,7 +157,8 @@ class Method:
         if self._reference is None:
             raise ConfigError(
                 f"{type(self).__name__} reads the model before unlearning without asking for it; "
-                "name what its forget loss reads of it in the method's `asks_reference_for`"
+                "name what its forget loss reads of it in the method's `asks_reference_for`, and "
+                "where its retain loss reads it, too, type trainer.reference=frozen"
             )
         return self._reference
 

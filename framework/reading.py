@@ -29,6 +29,11 @@ MORE_THAN_HEAD = (
     "a loss of this method reads more of the model than its output head, in a pass that serves "
     "other losses, too; give the method `reads_once` that returns False"
 )
+MORE_THAN_STATES = (
+    "a loss of this method reads `hidden_states` of all tokens, some of which rows share; read "
+    "`model.states`, those at scored positions, or give the method `reads_scored` that returns "
+    "False"
+)
 
 
 class Reader:
@@ -80,10 +85,21 @@ class Reader:
     def hidden_states(self, rows: Rows, layer: int) -> Tensor:
         """[T, D] output of decoder block `layer`, 1 the first, before any final norm.
 
-        A token that rows share is there once (`rows.scored` tells where each row's own are). Later
-        blocks are not computed. Raises ConfigError where gradients are asked for and there
+        As `states`, of all tokens; raises ConfigError where rows share some, each there once only.
+        """
+        if rows.keys is not None:
+            raise ConfigError(MORE_THAN_STATES)
+        return self._states(rows, layer)
+
+    def states(self, rows: Rows, layer: int) -> Tensor:
+        """[S, D] of them at the scored positions.
+
+        Later blocks are not computed. Raises ConfigError where gradients are asked for and there
         are none, for want of anything trainable up to the block.
         """
+        return self._states(rows, layer)[rows.scored]
+
+    def _states(self, rows: Rows, layer: int) -> Tensor:
         with up_to(self.module, layer):
             states: Tensor = self._read(rows, logits_to_keep=rows.scored[:1]).hidden_states[0]
         if torch.is_grad_enabled() and not states.requires_grad:

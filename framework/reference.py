@@ -46,7 +46,7 @@ MORE_THAN_A_HEAD = (
     "this model's logits are more than its output head's product, so the cached reference would "
     "lack the rest; type trainer.reference=frozen to keep the whole model"
 )
-FORMAT = 1
+FORMAT = 2
 """Of what is stored: counted up with every change of what the numbers mean."""
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers of as many bytes as a weight."""
@@ -121,7 +121,7 @@ class CachedReference(Reference):
         functions: dict[Asked, Callable[[Rows], Tensor]] = {
             "log_probs": model.token_log_probs,
             "logits": lambda rows: model.at_head(rows, Head.given),
-            "states": lambda rows: model.hidden_states(rows, layer or 0)[rows.scored],
+            "states": lambda rows: model.states(rows, layer or 0),
         }
         tables = {}
         taken: list[Asked] = []
@@ -162,7 +162,12 @@ class CachedReference(Reference):
     def states(self, rows: Rows, layer: int) -> Tensor:
         """See `Reference.states`."""
         table = self._table("states")
-        assert layer == self._layer, f"the states of block {self._layer} are kept, not of {layer}"
+        if layer != self._layer:
+            raise ConfigError(
+                f"a loss of this method reads the states of decoder block {layer} of the model "
+                f"before unlearning, of which those of block {self._layer} were kept; type "
+                f"trainer.layer={layer}, or trainer.reference=frozen to keep the whole model"
+            )
         return table.of(rows)
 
     def _table(self, asked: Asked) -> TokenTable:
@@ -198,7 +203,7 @@ class FrozenReference(Reference):
     def states(self, rows: Rows, layer: int) -> Tensor:
         """See `Reference.states`."""
         with self._before():
-            return self._model.hidden_states(rows, layer)[rows.scored]
+            return self._model.states(rows, layer)
 
     @contextmanager
     def _before(self) -> Iterator[None]:

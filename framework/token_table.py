@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .data import Row, Rows, sent
 from .distributed import all_gather_objects, on_rank_zero
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .language_model import LanguageModel
 from .memory import GIB, in_words
 from .terminal import say
@@ -34,6 +34,11 @@ Pieces = Sequence[tuple[int, Tensor]]
 """Values of tokens that follow one another, and the number of the first."""
 LARGE = GIB // 4
 """Bytes from which on a file's size is said before it is written."""
+NOT_KEPT = (
+    "a loss of this method reads the model before unlearning at row {}, of which this was not kept "
+    "(`asks_reference_for` has it kept of forget rows); type trainer.reference=frozen to keep the "
+    "whole model"
+)
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 """What safetensors calls them."""
 
@@ -68,6 +73,9 @@ class TokenTable:
 
         The host waits for nothing: what the rows have is sent, and put in order on the device.
         """
+        unknown = [name for name in rows.ids if name not in self._places]
+        if unknown:
+            raise ConfigError(NOT_KEPT.format(unknown[0]))
         places = [self._places[name] for name in rows.ids]
         parts = [self._values[begin:end] for begin, end, _ in places if end > begin]
         values = sent(torch.cat([*parts, self._nothing]), self._device)

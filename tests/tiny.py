@@ -103,7 +103,7 @@ class FirstBlock(UnlearningTrainer):
         return False
 
     def forget_loss(self, rows: Rows) -> Tensor:
-        states = self.model.hidden_states(rows, layer=1)[rows.scored]
+        states = self.model.states(rows, layer=1)
         return rows.token_mean(states.square().mean(-1))
 
 

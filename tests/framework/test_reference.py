@@ -20,6 +20,7 @@ from framework import (
     LanguageModel,
     Row,
     Rows,
+    UnlearningTrainer,
 )
 from framework.errors import CheckpointError
 from framework.prompt_format import PromptFormat
@@ -209,6 +210,43 @@ def test_what_was_not_asked_for_is_one_line_that_names_what_to_type():
     )
     with pytest.raises(ConfigError, match=r"Curious reads .* name what .* `asks_reference_for`"):
         tiny.train(trainer, plan, tokens=1000)
+
+
+def test_a_retain_loss_that_reads_what_is_kept_of_forget_rows_is_told_what_to_type():
+    class Anchored(NPO):
+        def retain_loss(self, rows: Rows) -> torch.Tensor:
+            before = self.reference.token_log_probs(rows)
+            return rows.token_mean((self.model.token_log_probs(rows) - before).square())
+
+    plan, optimizer = tiny.step_rows(1), tiny.optimizer("sgd", clip=None)
+
+    def trainer(**settings: Any) -> UnlearningTrainer:
+        engine = tiny.local_engine(optimizer)
+        config = Anchored.Config(**settings)
+        before = tiny.language_model()
+        return tiny.assemble(Anchored, config, engine, before, plan, optimizer=optimizer)
+
+    with pytest.raises(
+        ConfigError, match=r"at row r0-0, .*; type trainer\.reference=frozen"
+    ) as said:
+        tiny.train(trainer(), plan, tokens=1000)
+    assert "\n" not in str(said.value)
+    tiny.train(trainer(reference="frozen"), plan, tokens=1000)  # the remedy is one
+
+
+def test_states_of_another_block_than_is_kept_are_one_line_that_names_what_to_type():
+    kept = cached(tiny.language_model())
+    with pytest.raises(ConfigError, match=r"block 2 .* block 1 were kept; type trainer\.layer=2,"):
+        kept.states(Rows.pack(ROWS), 2)
+
+
+def test_what_was_kept_when_less_was_refused_is_read_anew(tmp_path, monkeypatch):
+    model, cache = tiny.language_model(), tmp_path / "cache"
+    monkeypatch.setattr("framework.reference.FORMAT", 1)
+    cached(model, folder=tmp_path / "a", cache=cache)
+    monkeypatch.undo()
+    assert cached(model, folder=tmp_path / "b", cache=cache).taken == ()
+    assert cached(model, folder=tmp_path / "c", cache=cache).taken == KINDS
 
 
 # ---- training against it -------------------------------------------------------------------------

@@ -547,6 +547,29 @@ def test_a_method_that_reads_more_than_it_says_is_told_so_before_its_first_step(
     assert run.steps_done == 0
 
 
+def test_states_of_tokens_that_rows_share_are_read_at_scored_positions_or_not_at_all():
+    class Everywhere(UnlearningTrainer):
+        scored = False
+
+        @classmethod
+        def reads_once(cls, config: UnlearningTrainer.Config) -> bool:
+            return False
+
+        def forget_loss(self, rows: Rows) -> torch.Tensor:
+            if self.scored:
+                return rows.token_mean(self.model.states(rows, 1).square().mean(-1))
+            return self.model.hidden_states(rows, 1).square().mean()
+
+    run = made(Everywhere)
+    with pytest.raises(ConfigError, match=r"read `model\.states`.* `reads_scored` that returns"):
+        tiny.train(run, [with_heads(PLAN[0])], tokens=1000)
+    assert run.steps_done == 0
+    Everywhere.scored = True
+    tiny.train(run, [with_heads(PLAN[0])], tokens=1000)
+    Everywhere.scored, Everywhere.reads_scored = False, Everywhere.reads_once
+    tiny.train(made(Everywhere), [with_heads(PLAN[0])], tokens=1000)
+
+
 # ---- which reference -----------------------------------------------------------------------------
 
 
