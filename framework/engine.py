@@ -31,7 +31,7 @@ from .vectors import Vector, inner_products
 
 Precision = Literal["fp32", "bf16"]
 PIECE = 1 << 26
-"""Elements of a shift that are measured at once."""
+"""Elements of a shift that are written and measured at once."""
 Loss = Callable[[], Tensor]
 """A micro-batch's share of the step's loss, a scalar with a graph."""
 
@@ -71,14 +71,14 @@ class Engine(ABC):
 
     @abstractmethod
     def unshift(self) -> None:
-        """Put the parameters back, bit for bit."""
+        """Put the parameters back, bit for bit, also where a shift got only part of the way."""
 
     @contextmanager
     def shifted(self, delta: Vector) -> Iterator[Shift]:
         """Parameters + `delta` inside; restored bit for bit on the way out, also after an error."""
-        shift = self.shift(delta)
-        del delta  # its memory serves the gradients inside, unless the caller keeps it
         try:
+            shift = self.shift(delta)
+            del delta  # its memory serves the gradients inside, unless the caller keeps it
             yield shift
         finally:
             self.unshift()
@@ -268,8 +268,8 @@ class LocalEngine(Engine):
     @torch.no_grad()
     def unshift(self) -> None:
         """See `Engine.unshift`."""
-        assert self._unshifted is not None, "not shifted"
-        torch._foreach_copy_(self._parameters, self._unshifted)
+        if self._unshifted is not None:
+            torch._foreach_copy_(self._parameters, self._unshifted)
         self._unshifted = None
 
     def noise(self, seed: int) -> Vector:

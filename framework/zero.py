@@ -31,8 +31,8 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
-from copy import copy
 from dataclasses import dataclass
+from inspect import getclosurevars
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,6 +44,7 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.utils import all_gather_dp_groups
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, ZeroStageEnum
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
@@ -95,6 +96,9 @@ PRIVATE = {
     ),
 }  # fmt: skip
 """Attributes of DeepSpeed's optimizers that are not promised, by layout."""
+RELEASES = "_PartitionedParameterCoordinator__params_to_release"
+"""Of DeepSpeed's coordinator: which weights to let go after a module; an `lru_cache` without end
+lies within it."""
 
 
 class ZeroEngine(Engine):
@@ -147,6 +151,7 @@ class ZeroEngine(Engine):
         self._shaper = optimizer.shaper(parameters)
         self.skips_on_device = self._shaper is None and skips_on_device(built)
         self._matrices = self._spread({} if self._shaper is None else self._shaper.matrices)
+        self._published = False
 
     def gradient(self, losses: Sequence[Loss]) -> Vector:
         """See `Engine.gradient`."""
@@ -164,13 +169,17 @@ class ZeroEngine(Engine):
     def shift(self, delta: Vector) -> Shift:
         """See `Engine.shift`. The shift starts from the rounded parameters, not from the master."""
         shift = move(self._layout.shares(), self._layout.origins(), delta)
+        self._published = True
         self._layout.publish()
         return shift
 
     @torch.no_grad()
     def unshift(self) -> None:
         """See `Engine.unshift`."""
-        self._layout.restore()
+        self._layout.put_back()
+        if self._published:  # else the shift failed, perhaps on this rank alone: wait for nobody
+            self._layout.publish()
+        self._published = False
 
     def noise(self, seed: int) -> Vector:
         """See `Engine.noise`. Padding stays zero."""
@@ -510,13 +519,17 @@ class _Layout(ABC):
         return self._origins
 
     def restore(self) -> None:
-        """Make the masters the parameters of the forward pass, those from before a shift."""
+        """Make the masters the parameters of the forward pass."""
+        self.put_back()
+        self.publish()
+
+    def put_back(self) -> None:
+        """Make this rank's share of them what the masters are, those from before a shift."""
         origins = self.masters() if self._origins is None else self._origins
         for share, origin in zip(self.shares(), origins, strict=True):
             if share.data_ptr() != origin.data_ptr():
                 share.copy_(origin)
         self._origins = None
-        self.publish()
 
 
 class _Replicated(_Layout):
@@ -627,13 +640,18 @@ class _Partitioned(_Layout):
 class _Sharded(_Layout):
     """Stage 3: `grad_partitions_flat_buffer`, or `.grad` of the masters on the host (offload)."""
 
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        releases = getattr(PartitionedParameterCoordinator, RELEASES)
+        self._forget_releases: Callable[[], None] = (
+            getclosurevars(releases).nonlocals["func"].cache_clear
+        )
+
     def begin(self) -> None:
-        offload = self.optimizer.parameter_offload
-        if not offload.param_coordinator.is_complete_trace():
+        if not self.optimizer.parameter_offload.param_coordinator.is_complete_trace():
             # When it learns a new order of passes it still lets weights go as in the order before:
-            # after passes without a gradient, all of them, to be gathered again one by one. It
-            # remembers that by its identity.
-            offload.param_coordinator = copy(offload.param_coordinator)
+            # after passes without a gradient, all of them, to be gathered again one by one.
+            self._forget_releases()
 
     def take(self) -> list[Tensor]:
         o = self.optimizer

@@ -5,18 +5,21 @@ torchrun --nproc_per_node 2 collectives_worker.py RESULTS.json
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable
+from inspect import getclosurevars
 from pathlib import Path
 from typing import Any
 
 import tiny
 import torch
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from framework import distributed
 from framework.data import Rows
-from framework.zero import ZeroEngine
+from framework.zero import RELEASES, ZeroEngine
 from launch.collectives import Collective, collectives
 
 SMALL = 100
@@ -114,6 +117,28 @@ WORK = {
 }
 
 
+def remembered() -> list[int]:
+    """Coordinators and entries that DeepSpeed keeps after 5, 6, 11 and 12 steps of two orders."""
+    engine = ZeroEngine(
+        ZeroEngine.Config(stage="3"),
+        model=tiny.language_model(),
+        optimizer=tiny.optimizer("sgd", clip=None),
+        precision="fp32",
+    )
+    model, batch = engine.model, Rows.pack(tiny.rows(3, name="collectives"))
+    cache = getclosurevars(getattr(PartitionedParameterCoordinator, RELEASES)).nonlocals["func"]
+    found = []
+    for done in range(1, 13):
+        engine.gradient([lambda: model.states(batch, 1).square().sum()])
+        engine.gradient([lambda: model.token_log_probs(batch).sum()])
+        if done in (5, 6, 11, 12):
+            objects = gc.get_objects()
+            coordinators = sum(type(each) is PartitionedParameterCoordinator for each in objects)
+            found += [coordinators, cache.cache_info().currsize]
+    engine.close()
+    return found
+
+
 STAGES = {
     "1 fp32": ("1", "fp32", False),
     "1 bf16": ("1", "bf16", False),
@@ -127,7 +152,8 @@ def main() -> None:
     """Measure everything; rank 0 writes it."""
     distributed.connect()
     try:
-        results = {
+        results: dict[str, Any] = {"remembered": remembered()}
+        results |= {
             f"{name} {done}": measured(stage, precision, work, released=released)
             for name, (stage, precision, released) in STAGES.items()
             for done, work in WORK.items()

@@ -21,7 +21,7 @@ from launch.traffic import traffic
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-Tallies = dict[str, dict[str, Any]]
+Tallies = dict[str, Any]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -102,3 +102,9 @@ def test_beside_these_only_norms_and_products_are_exchanged(session, stage):
     # the forget gradient's norm, what was realised of the shift, products, and the direction's norm
     numbers = norm + shift + products + norm
     assert small["npo sam"] == {"all-gather": [4, 2 * numbers]}
+
+
+def test_what_is_remembered_of_the_order_of_passes_does_not_grow_where_two_alternate(session):
+    after_5, after_6, after_11, after_12 = zip(*[iter(session["remembered"])] * 2, strict=True)
+    assert after_5 == after_11
+    assert after_6 == after_12

@@ -211,7 +211,7 @@ def test_every_rank_has_the_same_dual_to_the_bit_and_as_one_process(session, cas
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
-def test_shifted_parameters_come_back_bit_for_bit_even_after_an_error(session, case):
+def test_shifted_parameters_come_back_bit_for_bit_also_when_a_shift_or_its_use_fails(session, case):
     shift = session[case]["shift"]
     assert shift["moved"] > 0.1  # the logits, inside
     assert shift["exact"]

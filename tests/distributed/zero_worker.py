@@ -343,7 +343,7 @@ def scale_of(name: str, metrics: Mapping[str, float]) -> float:
 
 
 def shift_and_restore(engine: ZeroEngine) -> dict[str, Any]:
-    """Shift twice, leave by an error, and look whether any bit differs from before."""
+    """Fail to shift, shift twice, leave by an error; look whether any bit differs from before."""
     batch = Rows.pack(tiny.rows(3, name="shift"))
 
     def gradient() -> Vector:
@@ -357,6 +357,13 @@ def shift_and_restore(engine: ZeroEngine) -> dict[str, Any]:
     masters, weights, logits = state()
     delta = gradient()
     delta.scale_(1 / delta.norm())
+    cut = Vector([*delta.shards[:-1], delta.shards[-1][1:]], replicated=delta.replicated)
+    failed = False
+    try:
+        with engine.shifted(cut):
+            pass
+    except RuntimeError:
+        failed = all(map(torch.equal, weights.values(), engine.state_dict().values()))
     inside = torch.zeros(())
     with suppress(InterruptedError), engine.shifted(delta * -3.0) as shift:
         again = engine.shift(delta)  # from where it is unshifted, not from where it is
@@ -367,7 +374,8 @@ def shift_and_restore(engine: ZeroEngine) -> dict[str, Any]:
     masters_now, weights_now, logits_now = state()
     return {
         "exact": bool(
-            torch.equal(logits, logits_now)
+            failed
+            and torch.equal(logits, logits_now)
             and all(torch.equal(masters[n], masters_now[n]) for n in masters)
             and all(torch.equal(weights[n], weights_now[n]) for n in weights)
         ),

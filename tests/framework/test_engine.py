@@ -88,6 +88,22 @@ def test_a_shift_is_undone_when_something_fails_inside():
     assert weight_of(engine).tolist() == pytest.approx([0.1])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_shift_that_fails_half_way_leaves_nothing_moved(precision):
+    engine = tiny.local_engine(tiny.optimizer("sgd", clip=None), precision=precision)
+    before = {n: w.clone() for n, w in engine.state_dict().items()}
+    whole = engine.noise(0)
+    cut = Vector([*whole.shards[:-1], whole.shards[-1][1:]], replicated=True)
+    with pytest.raises(RuntimeError, match="size"), engine.shifted(cut):
+        pass
+    assert all(torch.equal(w, before[n]) for n, w in engine.state_dict().items())
+    engine.step(whole, learning_rate=0.1)  # and the next shift starts from there
+    before = {n: w.clone() for n, w in engine.state_dict().items()}
+    with engine.shifted(whole):
+        pass
+    assert all(torch.equal(w, before[n]) for n, w in engine.state_dict().items())
+
+
 def test_a_second_shift_starts_where_the_first_did():
     engine = point(1.0, 2.0)
     with engine.shifted(vector(10.0, 10.0)):
