@@ -5,7 +5,7 @@
     python -m launch.bench training [setting=value ...]     a step beside the peers' way of it
 
 count        FLOPs, memory, passes, waits and collectives of one step of every method, exactly, at
-             the sizes of 1B to 8B: twenty seconds, no model needed
+             the sizes of 1B to 8B, a 1B's in twenty seconds; no model needed
 evaluation   seconds to score and to answer rows: one by one, in padded batches, as Lethe does
 training     seconds and memory of a step beside the peers', of each method beside gradient
              difference, of the loop beside a bare one, and how the cost of a token grows

@@ -15,7 +15,8 @@ peers     FLOPs of the peers at their best (`launch/peer_style.py`), of ours, on
           padded batches of `peer_rows`
 GiB       activations, logits and gradients on their way, at most; beside weights, gradients and
           optimizer
-/ peers   these, of the peers' with as many rows in flight: all in one batch
+/ peers   these, of the peers' with as many rows in flight: all in one batch; empty where ours are
+          not in one pass
 waits     how often the host waits for numbers
 
 Then collectives and bytes of a step under ZeRO, a line for each kind of step.
@@ -45,12 +46,10 @@ from .outcome import make_folder
 from .settings import CONFIGS, parse
 from .shapes import LENGTHS, SHAPES, known, rows_of
 from .traffic import STAGES, Traffic, traffic
-from .training_world import METHODS, method_config
+from .training_world import METHODS, known_methods, method_config
 
 AGAINST = "grad_diff"
 """The method whose FLOPs the others' are divided by."""
-KEEP_GRADIENTS = ("blur", "sam")
-"""Of these the peers' bytes hold gradients that they keep, ours none: they are not compared."""
 
 
 @dataclass
@@ -83,8 +82,7 @@ class CountBench:
             require(name, getattr(self, name), at_least=lowest)
         known("shape", [self.shape], SHAPES)
         known("lengths", self.lengths, LENGTHS)
-        for method in self.methods or []:
-            method_config(method)
+        known_methods(self.methods)
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,11 @@ class Counted:
     method: str
     work: Work
     peers: PeerWork | None
+
+    @property
+    def alike(self) -> bool:
+        """Whether peers hold as many rows as ours: theirs has all in flight at once."""
+        return self.peers is not None and self.work.forwards == 1
 
 
 def main(arguments: list[str]) -> None:
@@ -168,7 +171,6 @@ def _steps(config: DictConfig, lengths: str, found: Sequence[Counted]) -> Table:
     lines = []
     for each in found:
         work, peers = each.work, each.peers
-        alike = peers is not None and each.method not in KEEP_GRADIENTS
         passes = [work.forwards, work.backwards, *([work.reads] if work.reads else [])]
         lines.append(
             [
@@ -180,7 +182,7 @@ def _steps(config: DictConfig, lengths: str, found: Sequence[Counted]) -> Table:
                 f"{work.flops / least:.2f}",
                 "" if peers is None else f"{peers.flops / work.flops:.2f}",
                 f"{work.peak_bytes / GIB:.2f}",
-                f"{work.peak_bytes / peers.peak_bytes:.2f}" if peers and alike else "",
+                f"{work.peak_bytes / peers.peak_bytes:.2f}" if peers and each.alike else "",
                 str(work.syncs),
             ]
         )
@@ -206,7 +208,10 @@ def _wire(config: DictConfig, lengths: str, found: Sequence[Counted]) -> Table:
         sizes = [each.bytes_per_rank(parameters, config.ranks) / 1e9 for each in moved]
         counts = [f"{each.all_gathers} + {each.reduce_scatters}" for each in moved]
         more = f" and {len(methods) - 1} more" if len(methods) > 1 else ""
-        cells = [f"{count}: {size:.1f} GB" for count, size in zip(counts, sizes, strict=True)]
+        cells = [
+            f"{count}: {size:{'.1f' if size >= 1 else '.2g'}} GB"
+            for count, size in zip(counts, sizes, strict=True)
+        ]
         lines.append([methods[0] + more, *cells])
     return Table(
         f"{config.shape}, {lengths}: all-gathers + reductions of a step, what each of "
@@ -230,10 +235,13 @@ def _traffic(work: Work) -> list[Traffic]:
 
 
 def _numbers(each: Counted) -> dict[str, object]:
+    peers = None if each.peers is None else _told(each.peers)
+    if peers is not None and not each.alike:
+        del peers["peak_bytes"]
     return {
         "method": each.method,
         **_told(each.work),
-        "peers": None if each.peers is None else _told(each.peers),
+        "peers": peers,
         "collectives": [asdict(moved) for moved in _traffic(each.work)],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from framework import attention
 from framework.engine import Engine
-from framework.errors import ConfigError
 from framework.recomputation import recompute
 
 from .bench_result import Answer, Table
@@ -26,7 +26,7 @@ HEADLINE = ("npo", "npo_kl")
 """What is set beside peers unless methods are named."""
 LETHE, IN_TWO, SELECTIVE = "Lethe", "Lethe, in two", "Lethe, selective"
 """Ours, and what less memory costs: ours in twice as many micro-batches, and ours with activations
-computed again selectively (`model.gradient_checkpointing`)."""
+computed again selectively (`model.gradient_checkpointing`), set beside peers that keep theirs."""
 PEERS = {"peers at best": BEST, "peers as published": PUBLISHED}
 
 
@@ -90,17 +90,21 @@ class Seen:
             "memory_bytes": self.memory,
             "times_our_cost": None if beside is None else statistics.median(beside[0]),
             "times_our_cost_in_all": None if beside is None else beside[1],
-            "loss_errors": [error.loss for error in self.errors],
-            "gradient_errors": [error.gradient for error in self.errors],
+            "loss_errors": [_finite(error.loss) for error in self.errors],
+            "gradient_errors": [_finite(error.gradient) for error in self.errors],
             **{name: list(values) for name, values in timed.items()},
         }
+
+
+def _finite(error: float) -> float | None:
+    """Which JSON has a number for."""
+    return error if math.isfinite(error) else None
 
 
 def peers(world: World) -> Iterator[Answer]:
     """Each method's step and the peers' two ways of it, on rows of each length."""
     named = [x for x in world.config.methods or HEADLINE if x in METHODS]
-    if not named:
-        raise ConfigError(f"there is a peers' way of {', '.join(METHODS)} only; name one of them")
+    assert named, "the bench asks for a method that peers have"
     world.leave_reference()
     update = Update(world.model.module, world.optimizer)
     for lengths in world.config.lengths:
@@ -147,7 +151,7 @@ def told(world: World, lengths: str, seen: Sequence[Seen]) -> Answer:
     count = world.config.rows
     title = f"{lengths}: {count} + {count} rows a step, {world.config.shape}"
     columns = ["way", "ms", "tokens/s", "MFU", "times ours", "in all", "error"]
-    shares_of = ["ours, of it", "in two, of it", "selective, of it"]
+    shares_of = ["ours, of it", "in two, of it", "selective, of theirs without"]
     return [
         Table(f"{title}, time", columns, lines),
         Table(f"{title}, memory", ["way", "MiB", *shares_of], held),

@@ -52,7 +52,8 @@ def methods(world: World) -> Iterator[Answer]:
             lines.append([method, *line, "" if aim is None else f"{aim:.2f}"])
             numbers.append({"lengths": lengths, "method": method, "aim": aim, **told})
         title = f"{lengths}: {about(world)}, beside gradient difference"
-        columns = ["method", "ms", "tokens/s", "MFU", "MiB", "times grad_diff", "in all", "aim"]
+        held = "MiB + gradient" if is_sharded(world.config) else "MiB"
+        columns = ["method", "ms", "tokens/s", "MFU", held, "times grad_diff", "in all", "aim"]
         yield [Table(title, columns, lines)], numbers
 
 
@@ -62,7 +63,7 @@ class Seen(NamedTuple):
     tokens: int
     flops: int
     memory: int
-    """Bytes at most, beside weights, gradient and optimizer, of any draw."""
+    """Bytes at most, beside weights, gradient (not under ZeRO) and optimizer, of any draw."""
 
 
 def _seen(world: World, steppers: Sequence[Stepper]) -> Seen | None:

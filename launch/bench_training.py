@@ -40,7 +40,7 @@ from .bench_steps import growth, methods
 from .outcome import make_folder
 from .settings import is_sharded, parse
 from .shapes import LENGTHS, SHAPES, known
-from .training_world import METHODS, World, make_world, method_config, needs_copy
+from .training_world import METHODS, World, known_methods, make_world, needs_copy
 
 Question = Callable[[World], Iterator[Answer]]
 QUESTIONS: Mapping[str, Question] = {
@@ -89,15 +89,15 @@ class TrainingBench:
         require("tokens_per_micro_batch", self.tokens_per_micro_batch, at_least=2)
         known("shape", [self.shape], SHAPES)
         known("lengths", self.lengths, LENGTHS)
-        known("questions", self.questions or [], QUESTIONS)
-        for method in self.methods or []:
-            method_config(method)
+        if self.questions is not None:
+            known("questions", self.questions, QUESTIONS)
+        known_methods(self.methods)
 
 
 def main(arguments: list[str]) -> None:
     """Draw a model, ask each question of it, show, record."""
     config, _ = parse(arguments, entry="bench_training", schema=TrainingBench, about=__doc__ or "")
-    asked = config.questions or _possible(config)
+    asked = config.questions or possible(config)
     _check(config, asked)
     make_folder(Path(config.output))
     named = config.methods or list(METHODS)
@@ -116,27 +116,28 @@ def main(arguments: list[str]) -> None:
     world.engine.close()
 
 
-def _possible(config: DictConfig) -> list[str]:
+def possible(config: DictConfig) -> list[str]:
     """The questions that the engine and the model's size allow."""
     if is_sharded(config):
         return ["methods", "loop"]
-    return list(QUESTIONS) if config.tuning.name == "full" else ["methods"]
+    if config.tuning.name != "full":
+        return ["methods"]
+    there = config.methods is None or set(config.methods) & set(peer_style.METHODS)
+    return [x for x in QUESTIONS if there or x != "peers"]
 
 
 def _check(config: DictConfig, asked: list[str]) -> None:
     """Refuse what cannot be measured, before anything is made."""
-    alone = config.tuning.name == "full" and not is_sharded(config)
+    unknown = [x for x in config.methods or [] if x not in peer_style.METHODS]
+    if "peers" in asked and unknown and (asked == ["peers"] or unknown == config.methods):
+        raise ConfigError(
+            f"there is no peers' way of {unknown[0]}; there are {', '.join(peer_style.METHODS)}"
+        )
     for question in asked:
-        if question not in _possible(config):
+        if question not in possible(config):
             raise ConfigError(
-                f"questions=[{question}] is answered with zero=none and tuning=full, not with "
+                f"questions=[{question}] needs zero=none and tuning=full, got "
                 f"zero={config.zero.name} and tuning={config.tuning.name}"
             )
     if not is_sharded(config) and distributed.intended_world_size() > 1:
         raise ConfigError("zero=none is for one process; type zero=2 (or 1, 3), or leave torchrun")
-    unknown = [x for x in config.methods or [] if x not in peer_style.METHODS]
-    if alone and list(asked) == ["peers"] and unknown:
-        raise ConfigError(
-            f"there is no peers' way of {', '.join(unknown)}; there are "
-            f"{', '.join(peer_style.METHODS)}"
-        )

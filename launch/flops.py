@@ -3,8 +3,9 @@
 Convention: matrix products as torch counts them (two FLOPs a multiplication), plus attention over
 the pairs of tokens that a causal model looks at, twice as much again for its backward pass.
 Nothing else is counted, neither norms nor softmax nor the optimizer, nor what a kernel computes
-again. Padding and logits that nobody needs are counted where they are computed: a step that has
-neither does useful FLOPs only.
+again. Padding, logits that nobody needs and products that are computed again are counted where they
+are done. Utilization is made of useful FLOPs: those of a step that pads nothing, without what it
+computes again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ Shape = tuple[int, ...]
 
 def flops_of(work: Callable[[], object]) -> int:
     """What `work` does, which it does once."""
-    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
+    return _counted(work, _ATTENTION)
+
+
+def useful_flops_of(work: Callable[[], object]) -> int:
+    """The same without the products that a backward pass computes again: a large head's logits."""
+    return _counted(work, {**_ATTENTION, **_ONCE})
+
+
+def _counted(work: Callable[[], object], mapping: dict[Any, Any]) -> int:
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment] # has all that is asked of it
     with counter:
         work()
@@ -110,6 +120,18 @@ def _packed_backward(
     return 2 * _packed_forward(query, key, value, ends, key_ends)
 
 
+def _product(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """0 of one that is computed again: a backward pass has no other by a transposed matrix."""
+    again = torch._C._current_graph_task_id() >= 0  # noqa: SLF001 - told nowhere else
+    if again and b.stride(0) == 1 < b.stride(1):
+        return 0
+    return 2 * a.shape[0] * b.numel()
+
+
+def _product_and_sum(_: Tensor, a: Tensor, b: Tensor, *__: Any, **___: Any) -> int:
+    return _product(a, b)
+
+
 _DENSE = [
     f"_scaled_dot_product_{kind}_attention{where}"
     for kind, where in (("flash", ""), ("flash", "_for_cpu"), ("efficient", ""), ("cudnn", ""))
@@ -125,6 +147,11 @@ _ATTENTION: dict[Any, Any] = {
         )
     },
 }
-for _formula in (_packed_forward, _packed_backward):
+_ONCE: dict[Any, Any] = {
+    torch.ops.aten.mm: _product,
+    torch.ops.aten.addmm: _product_and_sum,
+    torch.ops.aten.addmm_: _product_and_sum,
+}
+for _formula in (_packed_forward, _packed_backward, _product, _product_and_sum):
     vars(_formula)["_get_raw"] = True  # how torch is told to hand over tensors, not their shapes
 _FORMULAS: dict[Any, Any] = FlopCounterMode(display=False, custom_mapping=_ATTENTION).flop_registry

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid, pad
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
 from torch.nn.utils import clip_grad_norm_
 
 from framework import Row
@@ -30,8 +30,8 @@ from framework.modules import trainable_parameters
 from framework.optimizers import Optimizer
 from trainers.rmu import direction
 
-IGNORED = -100
-"""The label of a token that does not count."""
+from .padded_rows import IGNORED, Padded, padded
+
 METHODS = ("grad_diff", "npo", "npo_kl", "simnpo", "dpo", "rmu", "sam", "blur")
 """What can be stepped; `sam` and `blur` are around NPO."""
 REFERRING = ("npo", "npo_kl", "dpo", "rmu", "sam", "blur")
@@ -76,27 +76,6 @@ class Recipe:
     gamma: float = 1.0
     alpha: float = 1.0
     seed: int = 0
-
-
-class Padded(NamedTuple):
-    """Rows as a batch, padded on the right."""
-
-    input_ids: Tensor
-    """[B, L]"""
-    attention_mask: Tensor
-    """[B, L], 0 on padding."""
-    labels: Tensor
-    """[B, L] the tokens that count, elsewhere -100."""
-
-    @property
-    def targets(self) -> Tensor:
-        """[B, L - 1] what each position but the last is to predict, or -100."""
-        return self.labels[:, 1:].contiguous()
-
-    @property
-    def all_targets(self) -> Tensor:
-        """[B, L] what each position is to predict, the last one nothing: -100."""
-        return pad(self.labels, (0, 1), value=IGNORED)[:, 1:]
 
 
 @dataclass(frozen=True)
@@ -205,7 +184,8 @@ class PeerStyle:
         losses: dict[str, Tensor] = {}
         for part in parts:
             forget, retain = self._forget(part), self._retain(part)
-            _backward(self.recipe.forget_weight * forget + self.recipe.retain_weight * retain)
+            loss = self.recipe.forget_weight * forget + self.recipe.retain_weight * retain
+            loss.backward()
             self._add(losses, forget=forget, retain=retain)
         return losses
 
@@ -215,7 +195,7 @@ class PeerStyle:
         read = [self._before(part.forget) for part in parts]
         for part, before in zip(parts, read, strict=True):
             forget = self._npo(part, before)
-            _backward(forget)
+            forget.backward()
             self._add(losses, forget=forget)
         with torch.no_grad():
             steps = [_taken(p) for p in self.update.parameters]
@@ -225,14 +205,14 @@ class PeerStyle:
         try:
             for part, before in zip(parts, read, strict=True):
                 again = self._before(part.forget) if self.habits.again else before
-                _backward(self.recipe.forget_weight * self._npo(part, again))
+                (self.recipe.forget_weight * self._npo(part, again)).backward()
         finally:  # also where it does not fit: others are measured after it
             with torch.no_grad():
                 for p, step in zip(self.update.parameters, steps, strict=True):
                     p.sub_(step)
         for part in parts:
             retain = self._retain(part)
-            _backward(self.recipe.retain_weight * retain)
+            (self.recipe.retain_weight * retain).backward()
             self._add(losses, retain=retain)
         return losses
 
@@ -244,7 +224,7 @@ class PeerStyle:
             shares = {"forget": self._forget(part), "retain": self._retain(part)}
             self._add(losses, **shares)
             for name, share in shares.items():
-                _backward(share, retain_graph=name == "forget")
+                share.backward(retain_graph=name == "forget")
                 new = [_taken(p).clone() for p in self.update.parameters]
                 old = kept.get(name)
                 kept[name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
@@ -380,23 +360,6 @@ class PeerStyle:
             use_cache=False,
             **given,
         )
-
-
-def padded(rows: Sequence[Row], device: torch.device) -> Padded:
-    """The rows as one batch."""
-    longest = max(map(len, rows))
-    ids, mask, labels = [], [], []
-    for row in rows:
-        empty = longest - len(row)
-        counted = [t if w > 0 else IGNORED for t, w in zip(row.input_ids, row.weights, strict=True)]
-        ids.append([*row.input_ids, *[0] * empty])
-        mask.append([1] * len(row) + [0] * empty)
-        labels.append(counted + [IGNORED] * empty)
-    return Padded(*(torch.tensor(table).to(device) for table in (ids, mask, labels)))
-
-
-def _backward(loss: Tensor, *, retain_graph: bool = False) -> None:
-    loss.backward(retain_graph=retain_graph)
 
 
 def _taken(parameter: Tensor) -> Tensor:

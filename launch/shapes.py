@@ -197,7 +197,9 @@ def _row(name: str, prompt: Sequence[int], answer: Sequence[int], preferred: Row
 
 
 def known(setting: str, given: Sequence[str], there: Mapping[str, object]) -> None:
-    """Raise ConfigError for a name that is not there."""
+    """Raise ConfigError for a name that is not there, and where none is given."""
+    if not given:
+        raise ConfigError(f"{setting} is empty; there are {', '.join(there)}")
     for name in given:
         if name not in there:
             raise ConfigError(f"{setting}: there is no {name!r}; there are {', '.join(there)}")

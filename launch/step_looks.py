@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from framework.engine import Engine, LocalEngine
 from framework.modules import trainable_parameters
 from framework.optimizers import Optimizer
 
-from .flops import flops_of
+from .flops import useful_flops_of
 from .peak_bytes import peak_bytes
 
 LIMITS = {"fp32": 1e-4, "bf16": 5e-2}
@@ -31,7 +32,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Errors:
-    """How far two steps are apart, relative to the second."""
+    """How far two steps are apart, relative to the second.
+
+    Infinitely, where there is nothing to tell by: a number that is none, or nothing but 0.
+    """
 
     loss: float
     """Of the objective that is furthest, over the largest of the losses."""
@@ -54,19 +58,28 @@ class Look:
     memory: int
     """The most bytes held beside weights, gradient and optimizer."""
     flops: int
+    """Useful ones."""
     losses: Losses
     gradient: Sequence[Tensor]
     """What the optimizer was given, which was not clipped, tensor by tensor in its own order."""
 
     def errors(self, other: Look) -> Errors:
         """How far this step is from the other."""
-        furthest = max(abs(self.losses[name] - x) for name, x in other.losses.items())
-        largest = max(map(abs, other.losses.values()))
+        losses = torch.tensor(
+            [[self.losses[x], other.losses[x]] for x in other.losses], dtype=torch.float64
+        )
+        furthest = float((losses[:, 0] - losses[:, 1]).abs().max())  # NaN where one is
         apart = whole = 0.0
         for mine, theirs in zip(self.gradient, other.gradient, strict=True):
             apart += float((mine.double() - theirs.double()).square().sum())
             whole += float(theirs.double().square().sum())
-        return Errors(loss=furthest / largest, gradient=(apart / max(whole, 1e-300)) ** 0.5)
+        largest = float(losses[:, 1].abs().max())
+        return Errors(loss=_share(furthest, largest), gradient=_share(apart, whole) ** 0.5)
+
+
+def _share(apart: float, whole: float) -> float:
+    found = apart / whole if whole > 0 else math.inf
+    return math.inf if math.isnan(found) else found
 
 
 def look(
@@ -119,15 +132,16 @@ def _flat(gradient: Tensor | None, parameter: Tensor) -> Tensor:
 
 
 def held_and_done(engine: Engine, work: Callable[[], object]) -> tuple[int, int]:
-    """The most bytes that a step holds beside weights, gradient and optimizer, and its FLOPs.
+    """The most bytes that a step holds beside weights, gradient and optimizer; its useful FLOPs.
 
-    The gradient is there before the step, as the optimizer's moments are.
+    On one device the gradient is there before the step, as the optimizer's moments are; under ZeRO
+    DeepSpeed's gradient and its buffers are held beside the rest.
     """
     if isinstance(engine, LocalEngine):
         for _, p in trainable_parameters(engine.model.module):
             p.grad = torch.zeros_like(p)
     with peak_bytes(engine.model.device) as peak:
-        flops = flops_of(work)
+        flops = useful_flops_of(work)
     return peak.bytes, flops
 
 

@@ -59,7 +59,7 @@ class Watch(Ledger):
         self.flops = self.logits = self.syncs = 0
         self.stretches: list[int] = []
         self._most = self._before = 0
-        self._holding = False
+        self._holding = self._ending = False
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -67,7 +67,7 @@ class Watch(Ledger):
         self._before, self._most, self._holding = self._bytes(), 0, True
         yield
         self._next()
-        self._holding = False
+        self._holding = self._ending = False
 
     def look(self) -> None:
         """See `Storages.look`."""
@@ -83,16 +83,21 @@ class Watch(Ledger):
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if func is CLAMP:  # on `meta` it is thirty operations of Python's; of one size and type
             func, args, kwargs = torch.ops.aten.clone.default, args[:1], {}
-        result = super().run(func, args, kwargs)
         if func is DEVICE:
-            return result
+            return super().run(func, args, kwargs)
+        if self._ending:  # of a sum's two terms one may be gone by now
+            self._late = self._ending = False
+            self._next()
+        result = super().run(func, args, kwargs)
         self.flops += flops_of_operation(func, args, kwargs, result)
         if isinstance(result, Tensor):
             shape = result.shape
             if func is PRODUCT and shape[1] == self._words and not in_backward():
                 self.logits += shape[0]
             if self._holding and self._words in (*shape[:1], *shape[-1:]):
-                self._next()
+                self._ending = self._late
+                if not self._ending:
+                    self._next()
         return result
 
     def _next(self) -> None:

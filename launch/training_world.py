@@ -246,6 +246,14 @@ def method_config(method: str) -> DictConfig:
     return compose("train", given, configs=CONFIGS, schema=RunSettings, kinds=KINDS)
 
 
+def known_methods(named: Sequence[str] | None) -> None:
+    """Raise ConfigError for a method that is not there, and where none is named."""
+    if named is not None and not named:
+        raise ConfigError("methods is empty; name some, or leave it out: [npo,npo_kl]")
+    for method in named or []:
+        method_config(method)
+
+
 def needs_copy(method: str) -> bool:
     """Whether the method reads the whole model before unlearning."""
     return reference_needed(*part_of(method_config(method).trainer)) == "frozen"

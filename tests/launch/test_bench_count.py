@@ -128,13 +128,16 @@ def test_dpo_reads_a_question_once_for_its_two_answers() -> None:
     assert (found.forwards, found.backwards, found.reads) == (1, 1, 0)
 
 
-@pytest.mark.parametrize("method", [*ONE_GRADIENT, "blur", "ngdiff", "sam", "dpo", "rmu", "npo_kl"])
+@pytest.mark.parametrize(
+    "method",
+    ["grad_diff", "npo", "simnpo", "su", "blur", "ngdiff", "sam", "dpo", "rmu", "npo_kl"],
+)
 def test_the_host_waits_for_nothing(method: str) -> None:
-    assert work(method).syncs == (PDU_WAITS if method == "pdu" else 0)
+    assert work(method).syncs == 0
 
 
-PDU_WAITS = 2
-"""It learns its dual variable from the step's losses, on the host."""
+def test_pdu_waits_for_both_losses_of_which_it_learns_its_dual_variable() -> None:
+    assert work("pdu").syncs == 2
 
 
 def test_micro_batches_cost_passes_and_no_flop() -> None:
@@ -181,6 +184,17 @@ def test_peers_are_given_as_many_rows_in_flight_as_ours() -> None:
     assert found[0].flops > found[1].flops
 
 
+def test_peers_whose_rows_are_of_one_length_have_no_mask_nor_copies_of_keys() -> None:
+    row = Row("", tuple(range(1, 10)), (0.0,) * 5 + (1.0,) * 4)
+    shorter = Row("", row.input_ids[:-1], row.weights[:-1])
+    even = {name: [row] * 8 for name in LENGTHS}
+    uneven = {name: [row] * 7 + [shorter] for name in LENGTHS}
+    found, masked = (count_peers("npo", SHAPE, rows, batch=8) for rows in (even, uneven))
+    assert found.flops == masked.flops == (3 + 4) * padded_forward(even["forget"], 8)
+    mask = 4 * 8 * 9**2 * 2  # for each head, in bf16
+    assert found.peak_bytes < masked.peak_bytes - mask
+
+
 def test_what_goes_over_the_wire() -> None:
     one = {"forwards": 1, "backwards": 1, "gradients": 1}
     assert traffic(1, **one) == traffic(2, **one) == Traffic(1, 1)
@@ -199,17 +213,22 @@ def test_answering_takes_fewer_steps_the_more_memory_holds() -> None:
 
 
 def test_the_bench_leaves_every_number(shell, tmp_path: Path) -> None:
-    given = ["shape=small", "lengths=[uniform]", "methods=[npo]", "rows=1"]
+    given = ["shape=small", "lengths=[uniform]", "methods=[npo,blur]", "rows=1"]
     ended = shell.run("bench", "count", *given, f"output={tmp_path}")
     assert ended.code == 0, ended.err
     content = json.loads((tmp_path / "count.json").read_text())
-    difference, npo = content["small uniform"]
+    difference, npo, blur = content["small uniform"]
     assert difference["method"] == "grad_diff"
     assert {*asdict(work("npo"))} - npo.keys() == {"stretches"}
     assert {"peak_bytes", "peers", "collectives"} < npo.keys()
     assert npo["flops"] == difference["flops"]
     assert npo["peers"]["flops"] > npo["flops"]
-    assert "| npo |" in (tmp_path / "count.md").read_text()
+    assert npo["peers"]["peak_bytes"] > npo["peak_bytes"]
+    assert "peak_bytes" not in blur["peers"]  # ours reads objectives apart, theirs all at once
+    lines = (tmp_path / "count.md").read_text().splitlines()
+    cells = {line.split(" | ")[0]: line.split(" | ") for line in reversed(lines)}
+    assert float(cells["| npo"][8]) < 1
+    assert cells["| blur"][8] == ""
     assert max(map(len, ended.out.splitlines())) <= 100
     assert "grad_diff and 1 more" in ended.out  # whose steps send as much
 

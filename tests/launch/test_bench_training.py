@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from framework import Row, Rows
+from framework import Row, Rows, head
 from launch.bench_loop import joint_loss, joint_packs
 from launch.bench_peers import LETHE, attending, looked_at, peer_of, step_of, told, ways_of
 from launch.bench_steps import aim_of
-from launch.bench_training import TrainingBench
-from launch.flops import Multiplication, flops_of
+from launch.bench_training import TrainingBench, possible
+from launch.flops import Multiplication, flops_of, useful_flops_of
 from launch.peer_style import BEST, METHODS, PUBLISHED, Habits, PeerStyle, Update
 from launch.settings import parse
 from launch.step_looks import LIMITS, Errors, Look, held_and_done
@@ -194,15 +195,17 @@ def test_flops_are_those_of_products_and_of_the_pairs_that_a_causal_model_looks_
 
 
 def test_memory_is_beside_the_gradient(world) -> None:
-    ours = world.stepper("grad_diff", world.batch("lume"))
-    parameters = world.parameters
+    engine, gradient = world.engine, 4 * world.parameters
+    parameters = list(world.model.module.parameters())
 
-    def work() -> None:
-        torch.zeros(100, parameters)  # let go at once
-        ours.step()
+    def differentiate() -> None:
+        sum(p.sum() for p in parameters).backward()
 
-    assert held_and_done(world.engine, work)[0] >= 4 * 100 * parameters
-    assert held_and_done(world.engine, ours.step)[0] < 4 * 100 * parameters
+    def wasteful() -> None:
+        torch.zeros(3, world.parameters)  # let go at once
+
+    assert held_and_done(engine, differentiate)[0] < 0.1 * gradient
+    assert held_and_done(engine, wasteful)[0] == 3 * gradient
 
 
 def test_the_bench_answers_its_questions_in_tables_and_json(shell, tmp_path: Path) -> None:
@@ -228,12 +231,36 @@ def test_the_bench_answers_its_questions_in_tables_and_json(shell, tmp_path: Pat
     assert max(map(len, ended.out.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("method", ["npo", "npo_kl", "blur"])
+def test_logits_that_are_computed_again_are_not_useful(world, method, monkeypatch) -> None:
+    ours = world.stepper(method, world.batch("uniform"))
+    whole = flops_of(ours.step)
+    assert useful_flops_of(ours.step) == whole
+    monkeypatch.setattr(head, "WHOLE", 0)
+    assert flops_of(ours.step) > whole
+    assert useful_flops_of(ours.step) == whole
+
+
 def test_aims_are_those_of_the_machine_and_of_what_the_model_reads_once() -> None:
     one = {x: aim_of(x, sharded=False, shares=True) for x in ("npo", "blur", "dpo", "sam", "ga")}
     assert one == {"npo": 1.03, "blur": 1.05, "dpo": 1.3, "sam": 1.55, "ga": None}
     assert aim_of("ngdiff", sharded=True, shares=True) == 1.10
     assert aim_of("npo", sharded=True, shares=True) == 1.03
     assert aim_of("dpo", sharded=False, shares=False) == 1.55
+
+
+def test_what_is_no_number_is_no_equal_step() -> None:
+    def look(loss: float, *gradient: float) -> Look:
+        return Look(0, 0, {"forget": 1.0, "retain": loss}, [torch.tensor(gradient)])
+
+    one, nan = look(2.0, 1.0, 2.0), math.nan
+    assert one.errors(one) == Errors(0.0, 0.0)
+    for other in (look(nan, 1.0, 2.0), look(2.0, 1.0, nan), look(2.0, math.inf, 2.0)):
+        for found in (one.errors(other), other.errors(one)):
+            assert not found.within(1e9)
+            assert str(found) == "inf"
+    empty = Look(0, 0, {"forget": 1.0}, [])
+    assert not empty.errors(empty).within(1e9)
 
 
 def test_unequal_steps_are_marked() -> None:
@@ -251,5 +278,18 @@ def test_what_cannot_be_measured_is_told_in_a_line(shell) -> None:
     assert "questions: there is no 'speed'" in told("questions=[speed]")
     assert "methods: there is no 'npoo'; there are grad_diff" in told("methods=[npoo]")
     assert "rounds must be >= 1" in told("rounds=0")
-    assert "there is no peers' way of simpo" not in told("questions=[peers]", "methods=[ngdiff]")
-    assert "zero=2" in told("questions=[peers]", "zero=2")
+    for asked in ("questions=[peers]", "questions=[peers,loop]"):
+        assert "there is no peers' way of ngdiff; there are" in told(asked, "methods=[ngdiff]")
+    assert "needs zero=none and tuning=full, got zero=2" in told("questions=[peers]", "zero=2")
+    assert "lengths is empty; there are tofu" in told("lengths=[]")
+    assert "questions is empty; there are peers" in told("questions=[]")
+    assert "methods is empty; name some" in told("methods=[]")
+
+
+def test_peers_are_asked_where_a_method_has_their_way() -> None:
+    def asked(*settings: str) -> list[str]:
+        config, _ = parse(settings, entry="bench_training", schema=TrainingBench, about="")
+        return possible(config)
+
+    assert asked("methods=[ga]") == ["methods", "loop", "growth"]
+    assert asked() == asked("methods=[ga,npo]") == ["peers", "methods", "loop", "growth"]
