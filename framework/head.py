@@ -200,7 +200,7 @@ def watched(head: nn.Module | None, read: Callable[[], Tensor]) -> tuple[Head, b
     finally:
         hook.remove()
     ((states, logits, version),) = seen
-    same = storage_of(table) == storage_of(logits) and table._version == version  # noqa: SLF001
+    same = storage_of(table) == storage_of(logits) and table._version == version  # noqa: SLF001 - as in `note`
     alone = type(head) is nn.Linear and same
     return Head(states.flatten(0, -2), table=table.flatten(0, -2)), alone
 

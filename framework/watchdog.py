@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -59,9 +60,16 @@ def _watch(seconds: float, stop: threading.Event) -> None:
         faulthandler.dump_traceback_later(left + GRACE, exit=True, file=stream or 2)
         if stop.wait(min(left, max(1.0, seconds / 10))):
             return
-    stream.write(
-        f"error on rank {rank()}: no step and no batch for {seconds / 60:g} minutes "
-        "(hang_timeout); this is where it stands:\n"
-    )
-    faulthandler.dump_traceback(all_threads=True, file=stream or 2)
-    os._exit(1)
+    try:
+        with tempfile.TemporaryFile() as told:
+            told.write(
+                f"error on rank {rank()}: no step and no batch for {seconds / 60:g} minutes "
+                "(hang_timeout); this is where it stands:\n".encode()
+            )
+            told.flush()
+            faulthandler.dump_traceback(all_threads=True, file=told)
+            told.seek(0)
+            # in one piece: all ranks write to one place, at the same moment
+            os.write(stream.fileno() if stream else 2, told.read())
+    finally:
+        os._exit(1)

@@ -42,6 +42,19 @@ def test_a_process_that_hangs_shows_its_stack_and_ends(where: str) -> None:
     assert ended.stderr.startswith(told if where == "in Python" else "Timeout (0:00:0")
 
 
+def test_processes_that_hang_together_write_one_after_the_other() -> None:
+    crowd = "[threading.Thread(target=time.sleep, args=(60,)).start() for _ in range(40)]"
+    script = "import os, threading\nos.fork()\n" + SCRIPT.format(hang=f"{crowd}; time.sleep(60)")
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=55
+    )
+
+    nothing, *told = ended.stderr.split("error on rank 0: ")
+    assert nothing == ""
+    assert [text.count("(most recent call first)") for text in told] == [42, 42]
+    assert all(text.count("in stuck_here") == 1 for text in told)
+
+
 def test_a_process_that_makes_progress_is_left_alone_and_so_is_one_that_is_done() -> None:
     working = """
 import time
