@@ -10,6 +10,7 @@ owner elsewhere counts as dead only after it was watched for a while and gave no
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import samestat
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +83,14 @@ def _acquire(lock: Path) -> dict[str, Any]:
                 seen, since = last, time.monotonic()
             watched, silent = time.monotonic() - since, now - last
             if _is_dead(owner):
-                _remove(lock, owner, mine)
+                _remove(lock, owner)
             elif -BEAT <= silent <= 3 * BEAT:
                 raise RunExistsError(
                     f"{lock.parent} is in use: {_told(owner, silent)}; wait for it or end it, or "
                     "choose another output=..."
                 )
             elif watched > SILENCE or (watched > 2 * BEAT and silent > SILENCE):
-                _remove(lock, owner, mine)
+                _remove(lock, owner)
             else:
                 if first_look:
                     say(f"waiting: {_told(owner, silent)}")
@@ -107,16 +109,23 @@ def _linked(mine: Path, lock: Path) -> bool:
     return True
 
 
-def _remove(lock: Path, owner: dict[str, Any], mine: Path) -> None:
-    """Take a dead owner's lock away; one that a faster run has put there meanwhile is put back."""
-    aside = mine.with_name(f"{mine.name}.old")
+def _remove(lock: Path, owner: dict[str, Any]) -> None:
+    """Take a dead owner's lock away, and none that a faster run has put in its place meanwhile.
+
+    Runs that find the same dead owner take turns, where the file system can lock files.
+    """
     try:
-        lock.rename(aside)
+        with lock.open("r+b" if os.access(lock, os.W_OK) else "rb") as taken:
+            try:
+                fcntl.flock(taken, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            except OSError:  # a file system that locks no files: what is left is to look again
+                pass
+            if _read(lock) == owner and samestat(lock.stat(), os.fstat(taken.fileno())):
+                lock.unlink()
     except FileNotFoundError:
         return
-    if _read(aside) != owner:
-        _linked(aside, lock)
-    aside.unlink()
 
 
 def _beat(lock: Path, owner: dict[str, Any], stop: threading.Event) -> None:

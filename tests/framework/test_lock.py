@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -9,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -201,27 +203,49 @@ def test_the_owner_shows_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert time.time() - (tmp_path / LOCK).stat().st_mtime < 5
 
 
-def test_of_many_that_find_a_dead_owner_one_takes_over(quick: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, ""], ids=["owned", "empty"])
+def test_of_many_that_find_a_dead_owner_one_takes_over(
+    content: str | None, quick: None, tmp_path: Path
+) -> None:
+    folders = [tmp_path / str(number) for number in range(5)]
+    for folder in folders:
+        folder.mkdir()
+        elsewhere(folder, silent=SILENCE + 1)
+        if content is not None:
+            (folder / LOCK).write_text(content)
+            os.utime(folder / LOCK, (0, 0))
+    all_tried = threading.Barrier(8 * len(folders), timeout=60)
+
+    def start(folder: Path) -> str:
+        result = "refused"
+        with suppress(RunExistsError), locked(folder):
+            result = "lost its lock"
+            with suppress(FileNotFoundError):
+                tokens = {entry(folder)["token"] for _ in range(200)}  # while others still try
+                result = "won" if len(tokens) == 1 else result
+            all_tried.wait()
+            return result
+        all_tried.wait()
+        return result
+
+    with ThreadPoolExecutor(8 * len(folders)) as pool:
+        results = list(pool.map(start, [folder for folder in folders for _ in range(8)]))
+
+    for number, folder in enumerate(folders):
+        assert sorted(results[8 * number : 8 * number + 8]) == ["refused"] * 7 + ["won"]
+        assert list(folder.iterdir()) == []
+
+
+def test_a_dead_owner_s_lock_is_left_to_the_run_that_is_taking_it(tmp_path: Path) -> None:
     elsewhere(tmp_path, silent=SILENCE + 1)
-    won, refused = [], []
-    release = threading.Event()
+    dead = entry(tmp_path)
+    with (tmp_path / LOCK).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        lock._remove(tmp_path / LOCK, dead)
+        assert entry(tmp_path) == dead
 
-    def start() -> None:
-        try:
-            with locked(tmp_path):
-                won.append(entry(tmp_path)["token"])
-                release.wait(20)
-        except RunExistsError:
-            refused.append(1)
-
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    while len(won) + len(refused) < 8:
-        time.sleep(0.01)
-    release.set()
-    for thread in threads:
-        thread.join()
-
-    assert (len(won), len(refused)) == (1, 7)
+    lock._remove(tmp_path / LOCK, {})
+    assert entry(tmp_path) == dead, "another owner than the one that was looked at"
+    lock._remove(tmp_path / LOCK, dead)
     assert list(tmp_path.iterdir()) == []
+    lock._remove(tmp_path / LOCK, dead)
