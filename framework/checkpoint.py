@@ -112,10 +112,11 @@ class Checkpoints:
         if failures:
             if is_main():
                 shutil.rmtree(partial, ignore_errors=True)
+            left = "earlier checkpoints are untouched; " if self.complete() else ""
             raise CheckpointError(
                 f"the checkpoint {partial.with_suffix('').name} could not be written to "
-                f"{self.folder} ({failures[0]}); earlier checkpoints are untouched; free some "
-                "space and start again with resume=auto"
+                f"{self.folder} ({failures[0]}); {left}free some space and start again with "
+                "resume=auto"
             )
         return all_gather_objects(result)
 

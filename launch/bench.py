@@ -31,8 +31,9 @@ def main(arguments: list[str]) -> None:
     """Measure what the first argument names."""
     names = [text for text in arguments if "=" not in text and not text.startswith("-")]
     if names[:1] and names[0] in BENCHES:
-        if len(names) > 1:
-            raise ConfigError(f"one at a time, got {' and '.join(names)}")
+        several = [name for name in names if name in BENCHES]
+        if len(several) > 1:
+            raise ConfigError(f"one at a time, got {' and '.join(several)}")
         bench = importlib.import_module(f".bench_{names[0]}", __package__)
         bench.main([text for text in arguments if text != names[0]])
     elif {"--help", "-h"} & set(arguments):

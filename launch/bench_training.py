@@ -99,6 +99,12 @@ def main(arguments: list[str]) -> None:
     config, _ = parse(arguments, entry="bench_training", schema=TrainingBench, about=__doc__ or "")
     asked = config.questions or possible(config)
     _check(config, asked)
+    left_out = _without_peers(config)
+    if "peers" in asked and left_out:
+        say(
+            f"the question peers leaves out {', '.join(left_out)}: there is a peers' way of "
+            f"{', '.join(peer_style.METHODS)} alone"
+        )
     make_folder(Path(config.output))
     named = config.methods or list(METHODS)
     copied = "peers" in asked or ("methods" in asked and any(map(needs_copy, named)))
@@ -126,9 +132,14 @@ def possible(config: DictConfig) -> list[str]:
     return [x for x in QUESTIONS if there or x != "peers"]
 
 
+def _without_peers(config: DictConfig) -> list[str]:
+    """The methods that are named and that peers have no way of."""
+    return [x for x in config.methods or [] if x not in peer_style.METHODS]
+
+
 def _check(config: DictConfig, asked: list[str]) -> None:
     """Refuse what cannot be measured, before anything is made."""
-    unknown = [x for x in config.methods or [] if x not in peer_style.METHODS]
+    unknown = _without_peers(config)
     if "peers" in asked and unknown and (asked == ["peers"] or unknown == config.methods):
         raise ConfigError(
             f"there is no peers' way of {unknown[0]}; there are {', '.join(peer_style.METHODS)}"

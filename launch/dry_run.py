@@ -33,6 +33,10 @@ ORDER = (
     "a step of the run: backward passes, each after its forward pass; combining their gradients "
     "(weighting, perturbation); the optimizer's step"
 )
+GUESSED = (
+    "rows' lengths are guessed, four characters a token, for the tokenizer is not at hand: the "
+    "run's rows may have a third or more tokens more, and what grows with them is more, too"
+)
 
 
 def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
@@ -64,6 +68,8 @@ def dry_run(config: DictConfig, benchmark: Benchmark) -> None:
     ledger = plan.memory()
     table("device memory per rank", ["what", "GiB"], memory_rows(ledger))
     print(ORDER)
+    if plan.guessed:
+        print(GUESSED)
     kept = float(config.model.generation_memory)
     print(
         f"beside these: while it is measured, keys and values of answers take up to {kept:g} GiB "

@@ -44,6 +44,8 @@ class Planned:
     """Of that step, on one rank."""
     reference_bytes: int
     """Of the files that keep what the losses read of the model before unlearning."""
+    guessed: bool
+    """The rows' lengths are guessed from their characters: the tokenizer is not there."""
 
     def memory(self) -> Ledger:
         """The ledger of the run's largest step, on one rank."""
@@ -90,7 +92,7 @@ def planned(config: DictConfig, benchmark: Benchmark) -> Planned:
         drawn = sampler.drawn(steps_of(config, sampler.steps_per_epoch))
         kept = _on_disk(read_of_reference(method, settings, drawn), run)
     tokens = sum(row.tokens for part in rows.values() for row in part)
-    return Planned(run, rows, -(-tokens // ranks), kept)
+    return Planned(run, rows, -(-tokens // ranks), kept, guessed=tokenizer is None)
 
 
 def _on_disk(asked: Mapping[Asked, Sequence[Row]], run: Rehearsed) -> int:

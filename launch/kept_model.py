@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 
 from framework import Benchmark, LanguageModel, Tracker, build, distributed
+from framework.checkpoint import Checkpoints
 from framework.config import plain
 from framework.errors import CheckpointError, ConfigError
 from framework.evaluation import membership
@@ -106,9 +107,11 @@ class KeptModel:
                 module, exported = parts.tuning.export(parts.model.module, weights)
             parts.model.save(self.folder, exported, module=module)
         except (OSError, SafetensorError) as error:
+            checkpoints = Checkpoints(self.folder.with_name("checkpoints")).complete()
+            goes_on = "goes on from the newest checkpoint" if checkpoints else "begins again"
             raise CheckpointError(
-                f"the model could not be written to {self.folder} ({error}); the run's "
-                "checkpoints are untouched; free some space and start again with resume=auto"
+                f"the model could not be written to {self.folder} ({error}); free some space and "
+                f"start again: resume=auto {goes_on}"
             ) from error
 
 

@@ -32,6 +32,8 @@ from framework.view import View
 from .entry import Parser
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+OF_RUNS = ("train", "selection", "eval")
+"""The entries that go on from a resolved config: that of a run, or of an evaluation."""
 REPEATABLE = (
     *("output", "resume", "cache", "tracker", "log_every", "save_every", "keep_checkpoints"),
     *("evaluate", "evaluate_every", "evaluate_rows", "target", "gold"),
@@ -157,16 +159,19 @@ def parse(
 ) -> tuple[DictConfig, argparse.Namespace]:
     """The resolved config of `entry` and the options beside it; --help ends the process."""
     parser = Parser(prog=f"python -m launch.{entry}", add_help=False)
+    parser.set_defaults(config=None)
     parser.add_argument("--help", "-h", action="store_true")
     if entry == "train":
         parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--config", type=Path)
+    if entry in OF_RUNS:
+        parser.add_argument("--config", type=Path)
     parser.add_argument("overrides", nargs="*")
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
+        there = {"--help": True, "--config FILE": entry in OF_RUNS, "--dry-run": entry == "train"}
+        options_there = ", ".join(name for name, taken in there.items() if taken)
         raise ConfigError(
-            f"unknown option {unknown[0]!r}; there are --help, --config FILE, "
-            f"{'--dry-run, ' if entry == 'train' else ''}and settings as key=value"
+            f"unknown option {unknown[0]!r}; there are {options_there}, and settings as key=value"
         )
     if options.help:
         print(help_text(entry, schema, about))
@@ -322,7 +327,7 @@ def help_text(entry: str, schema: type, about: str) -> str:
         if name not in groups:
             kind = ", ".join(allowed)
             lines += _columns(f"{name}={default}", f"{kind}: {meaning}" if meaning else kind, width)
-    if not entry.startswith("bench_"):  # which leave none to start from
+    if entry in OF_RUNS:
         lines += ["", "options"]
         lines += _columns(
             "--config FILE", "start from a resolved config, such as runs/x/config.yaml", width

@@ -228,6 +228,8 @@ def test_the_bench_answers_its_questions_in_tables_and_json(shell, tmp_path: Pat
     assert "python -m launch.bench" in told
     assert "| npo: peers at best |" in told
     assert "npo: peers at best" in ended.out
+    left_out = "the question peers leaves out wga: there is a peers' way of grad_diff, npo,"
+    assert [line for line in ended.err.splitlines() if line.startswith(left_out)]
     assert max(map(len, ended.out.splitlines())) <= 100
 
 

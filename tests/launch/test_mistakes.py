@@ -280,6 +280,9 @@ def test_an_output_that_cannot_be_made_is_one_line(shell, tmp_path: Path) -> Non
         ("sweep", ["nowhere.yaml"], "no config file at nowhere.yaml"),
         ("tofu_log", ["a.json", "--gold"], "unrecognized arguments: --gold; --help says what"),
         ("report", [], "the following arguments are required: runs; --help says what there is"),
+        ("bench", ["training", "--config", "x"], "unknown option '--config'; there are --help"),
+        ("attack", ["--config=x"], "unknown option '--config=x'; there are --help, and"),
+        ("eval", ["--dry-run"], "unknown option '--dry-run'; there are --help, --config FILE, and"),
     ],
 )
 def test_a_command_that_cannot_be_read_is_one_line(

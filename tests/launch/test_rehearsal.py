@@ -166,7 +166,9 @@ def test_what_a_dry_run_says_is_within_fifteen_percent_of_the_run(parts, folder,
 def test_rows_of_guessed_lengths_share_no_beginning(folder, tmp_path) -> None:
     shutil.copy(folder / "config.json", tmp_path)  # and no tokenizer
     config = config_of("trainer=dpo", f"model={tmp_path}")
-    rows = planned(config, build(config.benchmark)).rows
+    plan = planned(config, build(config.benchmark))
+    rows = plan.rows
+    assert plan.guessed
     assert sum(by_beginning([row.given for part in rows.values() for row in part])[1]) == 0
     pairs = rows["forget"]
     assert sum(by_beginning(laid_out(pairs))[1]) == sum(row.weights.count(0) for row in pairs)

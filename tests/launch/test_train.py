@@ -21,6 +21,7 @@ from framework import checkpoint
 from framework.config import choices
 from framework.evaluation.aggregates import NAMES as AGGREGATES
 from framework.lock import LOCK, locked
+from launch.dry_run import GUESSED
 from launch.settings import CONFIGS, RunSettings, label, parse
 
 ROOT = Path(__file__).parents[2]
@@ -316,6 +317,27 @@ def test_a_killed_run_meets_a_full_disk_and_then_goes_on_as_if_nothing_had_happe
     assert evaluation(cut) == evaluation(whole)
 
 
+@pytest.mark.parametrize(
+    ("save_every", "goes_on"), [(0, "begins again"), (3, "goes on from the newest checkpoint")]
+)
+def test_a_model_without_room_is_told_with_what_resume_can_go_on_from(
+    save_every: int, goes_on: str, whole: Path, shell, tmp_path: Path
+) -> None:
+    arguments = shell.small(f"output={tmp_path}", "max_steps=6", f"save_every={save_every}")
+    arguments += [*SCHEDULE, "evaluate=false", "resume=auto"]
+    if save_every:  # a checkpoint is larger than the model: it must be there already
+        shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    with files_of_at_most(30_000):
+        full = shell.run("train", *arguments)
+    assert full.code == 2
+    said = full.err.splitlines()[-1]
+    assert said.startswith(f"error: the model could not be written to {tmp_path / 'model'} (")
+    assert said.endswith(f"free some space and start again: resume=auto {goes_on}")
+    ended = shell.run("train", *arguments)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "model").is_dir()
+
+
 def test_a_run_against_the_model_before_goes_on_to_the_bit_without_the_cache(
     shell, weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -452,6 +474,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(shell, tmp_path: P
     assert "trainer:\n  name: npo\n" in ended.out
     for what in ("parameters", "steps per epoch", "device memory per rank", "run folder"):
         assert what in ended.out, ended.out
+    assert GUESSED not in ended.out
     assert list(tmp_path.iterdir()) == []
     assert sorted(shell.cache.glob("*")) == before
 
@@ -469,5 +492,6 @@ def test_a_dry_run_of_a_large_model_needs_its_config_alone(shell, tmp_path: Path
 
     assert ended.code == 0, ended.err
     assert "1,071,681,536" in ended.out
+    assert ended.out.splitlines().count(GUESSED) == 1
     assert not (tmp_path / "run").exists()
     assert grown < 1e9, "the weights, 2 GB, were made"
