@@ -65,6 +65,8 @@ def compose(
     for keys, value in arguments:
         if keys[0] not in groups or len(keys) > 1:
             _set(tree, keys, value)
+    for group in groups:
+        _check_choice(tree[group], group, configs)
     _check_names(tree, groups, schema)
     settings = {key: value for key, value in tree.items() if key not in groups}
     resolved = untyped(typed(schema, settings, ""))
@@ -130,7 +132,10 @@ def _frozen(settings: dict[str, Any]) -> DictConfig:
 def _read(path: Path) -> dict[str, Any]:
     """The settings in a YAML file."""
     if not path.is_file():
-        raise ConfigError(f"no config file at {path}")
+        inside = path / "config.yaml"
+        raise ConfigError(
+            f"no config file at {path}{f'; did you mean {inside}?' if inside.is_file() else ''}"
+        )
     try:
         content = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
@@ -191,6 +196,20 @@ def _check_names(tree: Mapping[str, Any], groups: Sequence[str], schema: type) -
     for key in tree:
         if key not in known:
             raise ConfigError(f"unknown setting {key!r}{hint(key, known, 'settings')}")
+
+
+def _check_choice(section: Mapping[str, Any], group: str, configs: Path) -> None:
+    """Refuse a setting that other choices of the group have, and say which."""
+    path = untyped(section["class"])
+    own = _names(_import(path, group)[1]) if isinstance(path, str) else []
+    for key in section:
+        if key in ("name", "class", *own) or hint(key, own):
+            continue
+        others = [x for x in choices(configs, group) if key in _read(configs / group / f"{x}.yaml")]
+        if others:
+            chosen = f"{group}={untyped(section['name'])}"
+            there = " or ".join(f"{group}={choice}" for choice in others)
+            raise ConfigError(f"{chosen} has no setting {key!r}, which is one of {there}")
 
 
 def _names(schema: type) -> list[str]:

@@ -218,6 +218,7 @@ def shown(value: Any) -> str:
 
 def hint(key: str, allowed: Sequence[str], noun: str = "") -> str:
     """What a mistyped name may have meant, and all that is allowed."""
-    close = difflib.get_close_matches(key, allowed, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ""
+    written = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(key.lower(), written, n=1)
+    meant = f"; did you mean {written[close[0]]!r}?" if close else ""
     return f"{meant} ({noun}: {', '.join(allowed) or 'none'})" if noun else meant

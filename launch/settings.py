@@ -124,6 +124,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
+        if self.output == "":
+            raise ConfigError(
+                "output is empty; name a folder, or type output=null for one in runs/"
+            )
         require("hang_timeout", self.hang_timeout, at_least=0.0, below=math.inf)
         if not 0 < self.epochs < math.inf:
             raise ConfigError(f"epochs must be a number > 0, got {self.epochs:g}")

@@ -118,11 +118,11 @@ def run(
     record_run(folder, config, steps=loop.steps)
     references = reference_evaluations(config, parts.benchmark)
     tracker = tracker_of(config, folder, name=run_name(config), job_type="train")
+    checkpoints = Checkpoints(
+        folder / "checkpoints", keep=config.keep_checkpoints, config=OmegaConf.to_yaml(config)
+    )
     exit_code = 1
     try:
-        checkpoints = Checkpoints(
-            folder / "checkpoints", keep=config.keep_checkpoints, config=OmegaConf.to_yaml(config)
-        )
         resume(config, checkpoints, parts, tracker)
         kept = KeptModel(config, parts, folder, limit)
         watch = Watch(config, parts, references, tracker, kept)
@@ -145,13 +145,7 @@ def run(
         if asked is not None:
             if asked is signal.SIGUSR1:
                 tracker.preempting()
-            told = f"stopped after step {done} of {loop.steps}"
-            goes_on = (
-                "resume=auto goes on from there"
-                if checkpoints.complete()
-                else "there is no checkpoint"
-            )
-            say(f"{asked.name}: {told}; {goes_on}")
+            say(f"{asked.name}: {stopped(done, loop.steps, checkpoints)}")
             return asked
         if config.evaluate:
             try:
@@ -171,12 +165,25 @@ def run(
         say(f"run: {folder}")
         exit_code = 0
         return None
+    except KeyboardInterrupt:  # ends it at once, wherever it is
+        say(f"SIGINT: {stopped(parts.trainer.steps_done, loop.steps, checkpoints)}")
+        raise
     except NonFiniteError as error:  # in this folder, other settings are refused
         other = f"--config {folder}/config.yaml output=DIR"
         raise NonFiniteError(f"{error}; in another output: {other} and what you change") from error
     finally:
         tracker.finish(exit_code)
         parts.engine.close()
+
+
+def stopped(done: int, steps: int, checkpoints: Checkpoints) -> str:
+    """What is said of a run that a signal ended after `done` of its `steps`."""
+    saved = checkpoints.complete()
+    if not saved:
+        return f"stopped after step {done} of {steps}; there is no checkpoint"
+    last = int(saved[-1].name.removeprefix("step-"))
+    place = "there" if last == done else f"step {last}"
+    return f"stopped after step {done} of {steps}; resume=auto goes on from {place}"
 
 
 def measure_result(

@@ -408,6 +408,8 @@ ENTRY = "(settings: trainer, benchmark, perturbation, name, steps, resume, note,
                 "(choices: none, sam)"
             ),
         ),
+        (["trainer.beta=1"], "trainer=ascent has no setting 'beta', which is one of trainer=npo"),
+        (["trainer=NPO"], "no trainer is called 'NPO'; did you mean 'npo'? (choices: ascent, npo)"),
         (
             ["trainer.name=x"],
             "trainer.name cannot be set; type trainer=<choice> (choices: ascent, npo)",
@@ -545,6 +547,10 @@ def test_a_missing_config_file_is_named(configs, tmp_path):
     assert mistake(configs, base=tmp_path / "x.yaml") == f"no config file at {tmp_path / 'x.yaml'}"
     with pytest.raises(ConfigError, match=r"^no config file at .*x\.yaml$"):
         load(tmp_path / "x.yaml")
+    write(tmp_path / "run" / "config.yaml", "name: first\n")
+    assert mistake(configs, base=tmp_path / "run") == (
+        f"no config file at {tmp_path / 'run'}; did you mean {tmp_path / 'run' / 'config.yaml'}?"
+    )
 
 
 def test_a_config_file_that_is_not_of_this_entry_is_refused(configs, tmp_path):

@@ -21,6 +21,8 @@ SETTINGS = {
     "--dryrun": "unknown option '--dryrun'; there are --help, --config FILE, --dry-run, ",
     "--config=nowhere.yaml": "no config file at nowhere.yaml",
     "max_steps=0": "max_steps must be at least 1 or null, got 0",
+    "tuning.rank=8": "tuning=full has no setting 'rank', which is one of tuning=lora",
+    "output=": "output is empty; name a folder, or type output=null for one in runs/",
     "epochs=0": "epochs must be a number > 0, got 0",
     "batch_size=0": "batch_size must be at least 1, got 0",
     "optimizer.learning_rate=-1": "optimizer.learning_rate must be > 0, got -1",
@@ -86,7 +88,7 @@ COMBINATIONS = {
     (
         "weighting=none",
         "weighting.gamma=1",
-    ): "weighting=none has no setting 'gamma'; choose weighting=<choice> first (",
+    ): "weighting=none has no setting 'gamma', which is one of weighting=blur or ",
     ("weighting=primal_dual", "weighting.dual=2000"): (
         "weighting.cap must be >= weighting.dual=2000, got 1000"
     ),

@@ -354,6 +354,7 @@ def test_a_run_against_the_model_before_goes_on_to_the_bit_without_the_cache(
         patch.setattr(checkpoint, "_finish", end)
         ended = shell.run("train", *shell.small(f"output={cut}", *settings))
     assert (ended.code, steps_in(cut)) == (130, [1, 2, 3])
+    assert ended.err == "SIGINT: stopped after step 3 of 6; resume=auto goes on from there\n"
     files = {path.name: path.read_bytes() for path in (cut / "reference").iterdir()}
     shutil.rmtree(shell.cache / "reference")
 
