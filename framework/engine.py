@@ -70,18 +70,28 @@ class Engine(ABC):
         """Move the parameters by `delta` from where they are unshifted, whatever came before."""
 
     @abstractmethod
-    def unshift(self) -> None:
-        """Put the parameters back, bit for bit, also where a shift got only part of the way."""
+    def unshift(self, *, alone: bool = False) -> None:
+        """Put the parameters back, bit for bit, also where a shift got only part of the way.
+
+        `alone`: only this rank's share of them, waiting for no other rank; the rest comes with the
+        next call without it, on every rank.
+        """
 
     @contextmanager
     def shifted(self, delta: Vector) -> Iterator[Shift]:
-        """Parameters + `delta` inside; restored bit for bit on the way out, also after an error."""
+        """Parameters + `delta` inside; restored bit for bit on the way out.
+
+        After an error only `alone`: one that this rank alone met would have it wait for ranks that
+        never come here, and nobody would be told. Of several processes such an error ends the run.
+        """
         try:
             shift = self.shift(delta)
             del delta  # its memory serves the gradients inside, unless the caller keeps it
             yield shift
-        finally:
-            self.unshift()
+        except BaseException:
+            self.unshift(alone=True)
+            raise
+        self.unshift()
 
     @abstractmethod
     def noise(self, seed: int) -> Vector:
@@ -266,8 +276,9 @@ class LocalEngine(Engine):
         return move(self._parameters, self._unshifted, delta)
 
     @torch.no_grad()
-    def unshift(self) -> None:
+    def unshift(self, *, alone: bool = False) -> None:
         """See `Engine.unshift`."""
+        del alone
         if self._unshifted is not None:
             torch._foreach_copy_(self._parameters, self._unshifted)
         self._unshifted = None

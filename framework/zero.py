@@ -174,10 +174,12 @@ class ZeroEngine(Engine):
         return shift
 
     @torch.no_grad()
-    def unshift(self) -> None:
+    def unshift(self, *, alone: bool = False) -> None:
         """See `Engine.unshift`."""
         self._layout.put_back()
-        if self._published:  # else the shift failed, perhaps on this rank alone: wait for nobody
+        if alone and distributed.world_size() > 1:
+            return
+        if self._published:  # else the shift failed before any rank took part in it
             self._layout.publish()
         self._published = False
 

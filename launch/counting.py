@@ -270,8 +270,9 @@ class _Counted(LocalEngine):
         self.shifts += 1
         return measure_shift(zip(delta.shards, delta.shards, strict=True), replicated=True)
 
-    def unshift(self) -> None:
+    def unshift(self, *, alone: bool = False) -> None:
         """See `Engine.unshift`."""
+        del alone
 
     def step(self, direction: Vector, learning_rate: float, *, skip: Tensor | None = None) -> None:
         """See `Engine.step`."""

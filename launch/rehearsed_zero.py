@@ -207,8 +207,9 @@ class RehearsedZero(Engine):
 
             return measure_shift(moves(), replicated=True)
 
-    def unshift(self) -> None:
+    def unshift(self, *, alone: bool = False) -> None:
         """See `Engine.unshift`."""
+        del alone
         self._saved = []
 
     def noise(self, seed: int) -> Vector:

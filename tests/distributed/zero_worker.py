@@ -343,7 +343,7 @@ def scale_of(name: str, metrics: Mapping[str, float]) -> float:
 
 
 def shift_and_restore(engine: ZeroEngine) -> dict[str, Any]:
-    """Fail to shift, shift twice, leave by an error; look whether any bit differs from before."""
+    """Fail to shift, shift twice, fail on one rank; look whether any bit differs from before."""
     batch = Rows.pack(tiny.rows(3, name="shift"))
 
     def gradient() -> Vector:
@@ -365,12 +365,18 @@ def shift_and_restore(engine: ZeroEngine) -> dict[str, Any]:
     except RuntimeError:
         failed = all(map(torch.equal, weights.values(), engine.state_dict().values()))
     inside = torch.zeros(())
-    with suppress(InterruptedError), engine.shifted(delta * -3.0) as shift:
+    with engine.shifted(delta * -3.0) as shift:
         again = engine.shift(delta)  # from where it is unshifted, not from where it is
         with engine.model.evaluating():
             inside = engine.model.logits(batch)
         gradient()
-        raise InterruptedError
+    with suppress(InterruptedError), engine.shifted(delta):
+        if not distributed.is_main():
+            raise InterruptedError
+        distributed.barrier()
+    if not distributed.is_main():
+        distributed.barrier()  # so far this rank comes while the other is still inside
+    engine.unshift()
     masters_now, weights_now, logits_now = state()
     return {
         "exact": bool(

@@ -1,4 +1,4 @@
-"""A method that hangs or becomes NaN at one step on one rank, as the environment says."""
+"""A method that fails, hangs or becomes NaN at one step on one rank, as the environment says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from trainers.npo import NPO
 
 
 class Faulty(NPO):
-    """NPO; FAULT=hang|loss|gradient, FAULT_STEP and FAULT_RANK say what goes wrong and where."""
+    """NPO; FAULT=error|hang|loss|gradient, FAULT_STEP and FAULT_RANK: what goes wrong and where.
+
+    An error comes at the step's second reading: under SAM where the model is shifted.
+    """
+
+    readings = 0
 
     def forget_loss(self, rows: Rows) -> Tensor:
         """NPO's, or what the fault makes of it."""
@@ -23,6 +28,9 @@ class Faulty(NPO):
         if here != f"{os.environ.get('FAULT_STEP')} {os.environ.get('FAULT_RANK')}":
             return loss
         fault = os.environ["FAULT"]
+        self.readings += 1
+        if fault == "error" and self.readings == 2:
+            raise RuntimeError("the fault of one rank")
         if fault == "hang":
             time.sleep(600)
         if fault == "gradient" and loss.requires_grad:

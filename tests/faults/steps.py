@@ -1,4 +1,4 @@
-"""Faults inside a step: a rank that hangs or is stopped, NaN in a loss or in a gradient."""
+"""Faults inside a step: a rank that fails, hangs or is stopped, NaN in a loss or in a gradient."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT = 7
 
 
 def all_of(tally: Tally, folder: Path, settings: list[str]) -> None:
-    """Hangs under torchrun, a stopped process, NaN by policy."""
+    """Hangs under torchrun, a stopped process, NaN by policy, an error on one rank."""
     for zero, ranks in (("none", 1), ("2", 2), ("3", 2)):
         for fault in ("loss", "gradient") if zero != "3" else ("gradient",):
             for policy in ("skip", "stop"):
@@ -34,6 +34,13 @@ def all_of(tally: Tally, folder: Path, settings: list[str]) -> None:
                 where = " on one rank" if ranks > 1 else ""
                 kind = f"NaN in a {fault}{where}, zero={zero}, on_nonfinite={policy}"
                 tally.fault(kind, lambda run=run, f=fault, p=policy: check_nan(run, f, p))
+    for zero in "23":
+        own = [*settings, f"zero={zero}", "perturbation=sam"]
+        whole = Run(folder / f"error-whole-{zero}", *own, *FAULTY, ranks=2)
+        whole.finish()
+        run = Run(folder / f"error-{zero}", *own, *FAULTY, ranks=2)
+        kind = f"an error on one rank where the model is shifted, zero={zero}"
+        tally.fault(kind, lambda run=run, whole=whole: check_error(run, whole))
     whole = Run(folder / "hang-whole", *settings, "zero=2", ranks=2)
     whole.finish()
     own = [*settings, *FAULTY, "zero=2", f"hang_timeout={HANG}"]
@@ -67,6 +74,22 @@ def check_nan(run: Run, fault: str, policy: str) -> None:
     told = f"error: the gradient became NaN or infinite at step {AT + 1} ("
     must(run.told().count(told) == 1, f"it says:\n{run.told()}")
     run.finish()  # without the fault
+
+
+def check_error(run: Run, whole: Run) -> None:
+    """It is told at once, and the other rank waits for nobody; then the run goes on."""
+    fault = {"FAULT": "error", "FAULT_STEP": str(AT), "FAULT_RANK": "1"}
+    os.environ.update(fault)
+    try:
+        codes = run.ended(seconds=60)
+    finally:
+        for name in fault:
+            del os.environ[name]
+    must(all(codes), f"exit codes {codes}")
+    must("RuntimeError: the fault of one rank" in run.log(1).read_text(), run.told())
+    told = run.log(0).read_text()
+    must("peer" in told or "onnection" in told, f"the other rank says:\n{told}")
+    go_on(run, whole)
 
 
 def tensors(content: Any) -> Iterator[torch.Tensor]:
@@ -123,5 +146,5 @@ def check_stopped(run: Run, whole: Run) -> None:
 def go_on(run: Run, whole: Run) -> None:
     """Without the fault the run comes to the undisturbed run's end."""
     run.check_kept()
-    run.finish()
+    run.finish("hang_timeout=30")  # on a busy machine getting ready takes longer than HANG
     run.check_end(whole)
