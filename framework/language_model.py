@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +31,11 @@ from .reading import Reader
 from .sampling import Choice, Sampling, drawn_of, likeliest
 from .scores import TokenScores, numbers_of, scores_of
 from .shared import pack, packs_of
+from .stopping import heard, leave
 from .swap import put_in_place
 from .terminal import progress
+
+T = TypeVar("T")
 
 
 class LanguageModel(Reader):
@@ -137,7 +140,7 @@ class LanguageModel(Reader):
         engine, self.forward = self.forward, self.module
         try:
             with self.evaluating(), differentiable(self.module) as parameters:
-                for i in progress(self._share(list(range(len(rows)))), description=description):
+                for i in self._pieces(list(range(len(rows))), description):
                     batch = Rows.pack([rows[i]], device=self.device)
                     mine[i] = mean_norm(-self.token_log_probs(batch).mean(), parameters)
         finally:
@@ -177,7 +180,7 @@ class LanguageModel(Reader):
         tokens = int(self.generation_memory * 2**30 / self.cache_bytes())
         batches = batches_of_prompts([len(x) for x in ids], max_new_tokens, tokens=tokens)
         with self.evaluating(), self._cached_attention():
-            for batch in progress(self._share(batches), description=description):
+            for batch in self._pieces(batches, description):
                 choose: Choice = likeliest
                 if sampling is not None:
                     choose = drawn_of(sampling, batch, max_new_tokens, self.device)
@@ -197,10 +200,18 @@ class LanguageModel(Reader):
         shares = self.shares_beginnings()
         packs = packs_of(rows, tokens=self.tokens_per_micro_batch, shares=shares)
         packed = pack if shares else Rows.pack
-        for piece in progress(self._share(packs), description=description):
+        for piece in self._pieces(packs, description):
             yield packed(piece, device=self.device)
 
-    def _share(self, pieces: list[Any]) -> list[Any]:
+    def _pieces(self, pieces: list[T], description: str) -> Iterator[T]:
+        """This rank's pieces, to be worked through; raises Asked where a signal is heeded."""
+        for piece in progress(self._share(pieces), description=description):
+            yield piece
+            if heard(together=self.partitioned):
+                break
+        leave()
+
+    def _share(self, pieces: list[T]) -> list[T]:
         """This rank's pieces. With partitioned weights every rank must run equally many."""
         mine = pieces[rank() :: world_size()]
         missing = -(-len(pieces) // world_size()) - len(mine)
@@ -240,7 +251,12 @@ class LanguageModel(Reader):
         return list(self.tokenizer.batch_decode(answers, skip_special_tokens=True))
 
     def _anyone(self, left: int) -> bool:
-        """Whether any row goes on: of any rank, where all must run the same forward passes."""
+        """Whether any row goes on: of any rank, where all must run the same forward passes.
+
+        None at a signal that is heeded: nobody will look at the answers.
+        """
+        if heard(together=self.partitioned):
+            return False
         if not self.partitioned:
             return left > 0
         return bool(sum_over_ranks(torch.tensor(float(left), device=self.device)) > 0)

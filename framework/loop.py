@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from .checkpoint import Checkpoints
 from .engine import Engine
 from .parts import Plan
 from .sampler import ForgetRetainSampler
-from .stopping import Stopping
+from .stopping import Asked, Stopping
 from .terminal import Progress, say
 from .time_limit import TimeLimit
 from .tracking import Tracker
@@ -34,6 +35,9 @@ class Watch(Protocol):
 
     def measure(self, step: int) -> object:
         """Measure it as it is, every `evaluate_every` steps, and record what is found."""
+
+    def was_measured(self, step: int) -> bool:
+        """Whether an earlier start measured it after that step; the same on every rank."""
 
     def keep(self, step: int) -> object:
         """Write it as it is, now and then under a time limit: it may be the last."""
@@ -60,11 +64,13 @@ def train(
     """
     model, first = trainer.model, trainer.steps_done
     limit = TimeLimit(None) if limit is None else limit
-    left = _Left(engine, trainer, loop, checkpoints, watch, limit, saved=first)
+    heeded = nullcontext if stopping is None else stopping.heeded
+    left = _Left(engine, trainer, loop, checkpoints, watch, limit, heeded, saved=first)
     trainer.begin(Plan(loop.steps, sampler.steps_per_epoch))
     limit.begin(done=first, steps=loop.steps)
     model.module.train()
     batches, size = _read_in(first, trainer, sampler, loop)
+    left.taken_up()
     tokens, since = 0, time.perf_counter()
     with Progress(description, loop.steps, done=first) as bar:
         while trainer.steps_done < loop.steps and limit.room_for("step"):
@@ -123,8 +129,18 @@ class _Left:
     checkpoints: Checkpoints | None
     watch: Watch | None
     limit: TimeLimit
+    heeded: Callable[[], AbstractContextManager[object]]
+    """Inside, a signal raises Asked."""
     saved: int
     """The step of the newest checkpoint; at first, that at which this start began."""
+
+    def taken_up(self) -> None:
+        """Measure the model that an earlier start was asked to leave before it had."""
+        done = self.trainer.steps_done
+        if self.watch is None or not _due(done, self.loop.evaluate_every, None):
+            return
+        if 0 < done < self.loop.steps and not self.watch.was_measured(done):
+            self._measure(done)
 
     def after(self, done: int) -> bool:
         """Do what is due after a step; whether anything was done."""
@@ -170,11 +186,16 @@ class _Left:
             self.trainer.settle()
         if kept:  # first: how long an evaluation takes may not be known
             self.watch.keep(done)
-        measured = measured and self.limit.room_for("evaluation")
-        if measured:
-            with self.limit.timed("evaluation"):
-                self.watch.measure(done)
+        measured = measured and self._measure(done)
         return kept or measured
+
+    def _measure(self, done: int) -> bool:
+        """Measure the model where there is time; a signal ends it, to be done again by the next."""
+        if self.watch is None or not self.limit.room_for("evaluation"):
+            return False
+        with suppress(Asked), self.limit.timed("evaluation"), self.heeded():
+            self.watch.measure(done)
+        return True
 
     def _save(self) -> None:
         if self.checkpoints is not None:

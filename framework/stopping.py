@@ -5,7 +5,8 @@
     SIGTERM   somebody ends the run (`scancel`, `kill`): it saves, and stays ended
 
 A signal reaches the ranks at different moments, or some of them only. So its handler does no more
-than note it, and the ranks agree between two steps.
+than note it, and the ranks agree between two steps. An evaluation in training they leave together,
+each after a batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 import torch
@@ -30,6 +32,9 @@ class Asked(BaseException):
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
         self.signal = number
+
+
+_heeded: ContextVar[Stopping | None] = ContextVar("heeded", default=None)
 
 
 class Stopping:
@@ -72,6 +77,22 @@ class Stopping:
         finally:
             self._at_once = False
 
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Inside, a signal ends work in batches: it raises Asked, on every rank at the same work.
+
+        For what is in the way of a checkpoint, and is done again where the run goes on.
+        """
+        before = _heeded.set(self)
+        try:
+            yield
+        finally:
+            _heeded.reset(before)
+
+    def heard(self) -> bool:
+        """Whether a signal reached this rank."""
+        return self._seen > 0
+
     def agreed(self) -> signal.Signals | None:
         """The signal that reached any rank, the same on all of them; every rank must ask.
 
@@ -79,3 +100,22 @@ class Stopping:
         """
         seen = int(max_over_ranks(torch.tensor(self._seen)))
         return LISTENED[seen - 1] if seen else None
+
+
+def heard(*, together: bool) -> bool:
+    """Whether what is done in batches is to be left after this one, to come to `leave` at once.
+
+    `together`: every rank takes part in each batch, and asks here after it; all are told the same.
+    """
+    stopping = _heeded.get()
+    if stopping is None:
+        return False
+    return stopping.agreed() is not None if together else stopping.heard()
+
+
+def leave() -> None:
+    """Raise Asked where a signal is heeded and reached any rank; every rank must ask."""
+    stopping = _heeded.get()
+    asked = None if stopping is None else stopping.agreed()
+    if asked is not None:
+        raise Asked(asked)

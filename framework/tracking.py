@@ -70,6 +70,15 @@ class Tracker:
         """Append a benchmark's metrics as `eval/<benchmark>/<metric>`."""
         self.log(step, {f"eval/{benchmark}/{name}": value for name, value in metrics.items()})
 
+    def evaluated(self, step: int, *, benchmark: str) -> bool:
+        """Whether the benchmark's metrics of that step are on record; to be asked of rank 0."""
+        records, _ = read_metrics(self._path)
+        prefix = f"eval/{benchmark}/"
+        return any(
+            line["step"] == step and any(name.startswith(prefix) for name in line)
+            for line in records
+        )
+
     def log_generations(self, step: int, generations: Sequence[Mapping[str, Any]]) -> None:
         """Show answers in the view, a table row each; the record of them is `evaluation.json`."""
         if generations:

@@ -141,9 +141,13 @@ class Watch:
     def measure(self, step: int) -> None:
         """Measure the model as it is, record what is found, keep it if it is the best."""
         measured = measure(self._benchmark, self._parts.model, self._references)
+        self._kept.offer(step, measured.metrics)
         self._tracker.log_evaluation(step, measured.metrics, benchmark=self._name)
         self._last = step
-        self._kept.offer(step, measured.metrics)
+
+    def was_measured(self, step: int) -> bool:
+        """Whether that step's numbers are on record; every rank must ask."""
+        return distributed.on_rank_zero(lambda: self._tracker.evaluated(step, benchmark=self._name))
 
     def keep(self, step: int) -> None:
         """Write the model as it is, unless there is one that was found best."""

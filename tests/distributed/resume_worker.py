@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
 import resource
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ from framework.muon import Muon
 from framework.optimizers import AdamW
 from framework.parts import Weighting
 from framework.sampler import ForgetRetainSampler
+from framework.stopping import Stopping
 from framework.tracking import METRICS_FILE, read_metrics
 from framework.trainer import UnlearningTrainer
 from framework.zero import ZeroEngine
@@ -240,6 +243,74 @@ def full_disk(stage: str, rank: int, folder: Path) -> dict[str, Any]:
     return {"message": message, "left": left, "newest": newest == kept, "again": again.name}
 
 
+class Scoring:
+    """Scores rows where a run is to be measured; on request rank 1 alone gets a signal there."""
+
+    def __init__(self, run: Run, *, asked: bool) -> None:
+        self.run, self.asked = run, asked
+        self.passes = 0
+        self.found: dict[int, list[float]] = {}
+
+    def measure(self, step: int) -> None:
+        """Note each row's score."""
+        if self.asked and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+        def count(*_: object) -> None:
+            self.passes += 1
+
+        counting = self.run.trainer.model.module.register_forward_pre_hook(count)
+        self.passes = 0
+        try:
+            scores = self.run.trainer.model.score_rows([*FORGET, *RETAIN])
+        finally:
+            counting.remove()
+        self.found[step] = [score.nll for score in scores]
+
+    def was_measured(self, step: int) -> bool:
+        """Only in this start."""
+        return step in self.found
+
+    def keep(self, step: int) -> None:
+        """Nothing is written."""
+
+
+def asked_while_measured(stage: str, folder: Path) -> dict[str, Any]:
+    """What a signal to rank 1 in an evaluation at half leaves, and what the next start makes of it.
+
+    `passes`: forward passes of that evaluation, and of one that is not disturbed.
+    """
+    ended, found, weights, passes = [], [], [], []
+    for name, asked in (("run", True), ("run", False), ("whole", False)):
+        run = start(Case(stage), folder / name)
+        run.trainer.model.tokens_per_micro_batch = TOKENS
+        newest = run.checkpoints.newest()
+        if newest is not None:
+            run.checkpoints.restore(newest, run.engine, run.trainer)
+        scoring = Scoring(run, asked=asked)
+        with Stopping.listening() as stopping:
+            signalled = train(
+                run.engine,
+                run.trainer,
+                ForgetRetainSampler({"forget": FORGET, "retain": RETAIN}, batch_size=5, seed=3),
+                Loop(steps=STEPS, evaluate_every=HALF),
+                checkpoints=run.checkpoints,
+                watch=scoring,
+                stopping=stopping,
+            )
+        ended.append((None if signalled is None else signalled.name, run.trainer.steps_done))
+        found.append(scoring.found)
+        weights.append(run.engine.master_weights())
+        passes.append(scoring.passes)
+        run.engine.close()
+    return {
+        "ended": ended,
+        "passes": passes[:2],
+        "measured": [sorted(each) for each in found],
+        "same": found[1] == found[2] and same(weights[1], weights[2]),
+    }
+
+
 def other_world_size(folder: Path) -> str:
     """What every rank is told of a checkpoint that one process wrote."""
     folder = folder / f"rank{distributed.rank()}"
@@ -281,6 +352,10 @@ def main() -> None:
             print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
             record(case.name, measure(case, file.parent / case.name))
         record("other world size", other_world_size(file.parent / "alone"))
+        for stage in "23":
+            name = f"asked while measured, zero-{stage}"
+            print(name, file=sys.stderr)  # noqa: T201
+            record(name, asked_while_measured(stage, file.parent / name))
         record("kept file", kept_without_space(file.parent))
         for stage in "023":
             for rank in (0, 1):

@@ -25,7 +25,7 @@ from framework.vectors import Gram
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 sys.path.insert(0, str(FOLDER))
-from resume_worker import STEPS, Case, go_on, measure, same, start  # noqa: E402 - it lies beside
+from resume_worker import HALF, STEPS, Case, go_on, measure, same, start  # noqa: E402 - it lies beside
 
 pytestmark = pytest.mark.timeout(600)  # DeepSpeed may compile an operator at its first use
 
@@ -201,3 +201,17 @@ def test_a_checkpoint_of_two_processes_is_refused_by_one(session: Session, tmp_p
         alone.checkpoints.restore(written, alone.engine, alone.trainer)
     assert message in str(refused.value)
     assert alone.trainer.steps_done == 0
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_a_signal_to_one_rank_in_an_evaluation_ends_it_on_all_and_the_next_start_makes_up_for_it(
+    stage: str, session: Session
+) -> None:
+    for rank, found in enumerate(session[f"asked while measured, zero-{stage}"]):
+        assert found["ended"] == [["SIGUSR1", HALF], [None, STEPS], [None, STEPS]]
+        assert found["measured"] == [[], [HALF], [HALF]]
+        assert found["same"], "what is measured or trained differs"
+        cut, whole = found["passes"]
+        assert whole > 2, "else this test says nothing"
+        # under ZeRO-3 every pass is of all ranks: none can leave before the others
+        assert cut == (1 if stage == "3" or rank == 1 else whole)

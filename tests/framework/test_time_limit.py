@@ -75,6 +75,9 @@ class Run:
         self.clock.now += self.seconds["evaluation"]
         self.measured.append(step)
 
+    def was_measured(self, step: int) -> bool:
+        return step in self.measured
+
     def keep(self, step: int) -> None:
         with self.limit.timed("model"):
             self.clock.now += self.seconds["model"]

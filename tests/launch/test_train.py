@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupted import Interrupted
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from framework import checkpoint
@@ -182,6 +183,38 @@ def test_a_run_that_is_warned_while_it_measures_ends_and_measures_again(
     assert "SIGUSR1: stopped while measuring; resume=auto measures the model again" in first.err
     assert second.code == 0, second.err
     assert (tmp_path / "run/evaluation.json").exists()
+
+
+def test_a_signal_in_an_evaluation_in_training_is_answered_there_and_nothing_is_lost(
+    shell, weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LETHE_STOP_FILE", str(tmp_path / "stopped"))
+    arguments = shell.small(
+        *("trainer=finetune", "finetune_on=target", "max_steps=4", "save_every=0"),
+        *("evaluate=false", "evaluate_every=2", "keep_best=retain/rouge"),
+        "benchmark.class=interrupted.Interrupted",
+    )
+
+    def left(run: Path) -> tuple[object, ...]:
+        record = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        machine = {"time", "train/tokens_per_second", "train/peak_memory_gib"}
+        kept = [{k: v for k, v in line.items() if k not in machine} for line in record]
+        return kept, json.loads((run / "best.json").read_text())
+
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    monkeypatch.setattr(Interrupted, "warned", False)
+    first = shell.run("train", *arguments, f"output={run}")
+    assert (first.code, (tmp_path / "stopped").read_text()) == (0, "2\n")
+    assert "SIGUSR1: stopped after step 2 of 4; resume=auto goes on from there" in first.err
+    assert steps_in(run) == [1, 2]
+    assert not (run / "best.json").exists()
+
+    second = shell.run("train", *arguments, f"output={run}", "resume=auto")
+    whole = shell.run("train", *arguments, f"output={undisturbed}")
+    assert (second.code, whole.code) == (0, 0), second.err
+    assert steps_in(run) == [1, 2, 2, 3, 4, 4]
+    assert left(run) == left(undisturbed)
+    assert same(weights(run), weights(undisturbed))
 
 
 def test_the_result_is_a_plain_transformers_model(whole: Path) -> None:
