@@ -155,24 +155,30 @@ def test_a_checkpoint_of_two_processes_is_not_opened_by_one(
     assert "this run has 1; start it with 2 (torchrun --nproc_per_node 2)" in said
 
 
-def test_a_pretrained_model_is_partitioned_as_it_is_loaded(
+def test_a_pretrained_model_is_partitioned_as_it_is_loaded_and_its_best_is_kept(
     lume: list[str], first: Path, weights, evaluation, tmp_path: Path
 ) -> None:
     own = [text for text in lume if not text.startswith("model")]
     run = tmp_path / "zero-3"
     ended = torchrun(
         *("launch.train", "model=pretrained", f"model.path={first / 'model'}", *own),
-        *("trainer.retain_loss=kl", "zero=3", "max_steps=1", f"output={run}"),
-        "optimizer.learning_rate=1e-6",
+        *("trainer.retain_loss=kl", "zero=3", "max_steps=2", f"output={run}"),
+        *("optimizer.learning_rate=1e-6", "evaluate_every=1", "keep_best=retain/probability"),
     )
 
     assert ended.returncode == 0, ended.stderr
     before, after = weights(first), weights(run)
     assert before.keys() == after.keys()
     for name in before:
-        torch.testing.assert_close(after[name], before[name], rtol=0, atol=2e-6)
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1.1e-6)  # one step
         assert not torch.equal(after[name], before[name]), name
     assert evaluation(run)["metrics"].keys() == evaluation(first)["metrics"].keys()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    name = "eval/lume/retain/probability"
+    [at_first, at_second, at_end] = [line[name] for line in lines if name in line]
+    assert at_first > at_second, "else this test says nothing"
+    assert json.loads((run / "run.json").read_text())["step_of_model"] == 1
+    assert at_end == at_first
 
 
 @pytest.mark.parametrize("stage", ["2", "3"])
