@@ -131,7 +131,7 @@ def _remove(lock: Path, owner: dict[str, Any]) -> None:
 def _beat(lock: Path, owner: dict[str, Any], stop: threading.Event) -> None:
     while not stop.wait(BEAT):
         found = _read(lock)
-        if found is not None and found != owner:
+        if found and found != owner:  # nothing: a file system that is away for a while
             stream = sys.__stderr__ or sys.stderr
             stream.write(
                 f"error: {lock.parent} was taken over by process {found.get('process')} on "
@@ -140,7 +140,7 @@ def _beat(lock: Path, owner: dict[str, Any], stop: threading.Event) -> None:
             os._exit(1)  # from a thread, whatever the others are at
         try:
             os.utime(lock)
-        except OSError:  # a file system that is away for a while: others will see our silence
+        except OSError:  # others will see our silence
             continue
 
 

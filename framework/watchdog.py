@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from .distributed import rank
 
@@ -39,7 +40,9 @@ def watching(minutes: float) -> Iterator[None]:
         return
     alive()
     stop = threading.Event()
-    watch = threading.Thread(target=_watch, args=(60 * minutes, stop), daemon=True)
+    stream = sys.__stderr__ or sys.stderr  # a file, where the second may be anything
+    watch = threading.Thread(target=_watch, args=(60 * minutes, stop, stream), daemon=True)
+    _watch_from_outside(60 * minutes, stream)  # before the thread, which may come late to it
     watch.start()
     try:
         yield
@@ -49,15 +52,19 @@ def watching(minutes: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _watch(seconds: float, stop: threading.Event) -> None:
-    stream = sys.__stderr__ or sys.stderr  # a file, where the second may be anything
+def _watch_from_outside(left: float, stream: TextIO | None) -> None:
+    """End the process where even its threads stand still, unless this is put off in time."""
+    # A C extension that never lets go of the interpreter stops every thread, but not that one.
+    # It writes to a file descriptor, which what takes the place of stderr may not have.
+    faulthandler.dump_traceback_later(left + GRACE, exit=True, file=stream or 2)
+
+
+def _watch(seconds: float, stop: threading.Event, stream: TextIO | None) -> None:
     while True:
         left = seconds - (time.monotonic() - _last)
         if left <= 0:
             break
-        # A C extension that never lets go of the interpreter stops this thread, but not that one.
-        # It writes to a file descriptor, which what takes the place of stderr may not have.
-        faulthandler.dump_traceback_later(left + GRACE, exit=True, file=stream or 2)
+        _watch_from_outside(left, stream)
         if stop.wait(min(left, max(1.0, seconds / 10))):
             return
     try:

@@ -76,9 +76,9 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path: Path) -> No
 
     line = str(refused.value)
     assert line.startswith(f"{tmp_path} is in use: process {other.pid} on ")
-    assert line.endswith(
-        "(last sign of life 0 s ago); wait for it or end it, or choose another output=..."
-    )
+    ago, told = line.rpartition(" (last sign of life ")[2].split(" s ago); ")
+    assert ago.isdigit()
+    assert told == "wait for it or end it, or choose another output=..."
     assert [path.name for path in tmp_path.iterdir()] == [LOCK], "a kill leaves the lock"
 
     with locked(tmp_path):
@@ -125,12 +125,11 @@ def test_a_clock_that_jumps_ahead_makes_no_live_run_a_dead_one(
 ) -> None:
     monkeypatch.setattr(lock, "BEAT", 1.0)
     elsewhere(tmp_path, silent=DAY)
-    beating = threading.Timer(0.2, os.utime, [tmp_path / LOCK])
-    beating.start()
+    # a sign of life, once it is waited for
+    monkeypatch.setattr(lock, "say", lambda _: os.utime(tmp_path / LOCK))
 
     with pytest.raises(RunExistsError, match="on n2 is at work in it since"), locked(tmp_path):
         pytest.fail("two runs in one folder")
-    beating.join()
 
 
 def test_a_lock_that_cannot_be_read_but_is_touched_is_somebody_s(tmp_path: Path) -> None:
@@ -184,7 +183,7 @@ with lock.locked(folder):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=280,
     )
 
     assert ended.returncode == 1
@@ -194,19 +193,39 @@ with lock.locked(folder):
 
 def test_the_owner_shows_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.02)
+    before = time.time()
     with locked(tmp_path):
         os.utime(tmp_path / LOCK, (0, 0))
-        for _ in range(200):
-            if (tmp_path / LOCK).stat().st_mtime > 0:
-                break
+        while (tmp_path / LOCK).stat().st_mtime == 0:
             time.sleep(0.02)
-        assert time.time() - (tmp_path / LOCK).stat().st_mtime < 5
+        assert (tmp_path / LOCK).stat().st_mtime > before - 1  # file systems' clocks are coarse
+
+
+def test_the_owner_goes_on_while_its_lock_cannot_be_read(tmp_path: Path) -> None:
+    script = """
+import pathlib, sys, time
+from framework import lock
+lock.BEAT = 0.02
+read, looks = lock._read, []
+lock._read = lambda file: (looks.append(file), read(file))[1]
+folder = pathlib.Path(sys.argv[1])
+with lock.locked(folder):
+    (folder / lock.LOCK).rename(folder / "away")
+    seen = len(looks)
+    while len(looks) < seen + 3:
+        time.sleep(0.01)
+    (folder / "away").rename(folder / lock.LOCK)
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=280)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [None, ""], ids=["owned", "empty"])
 def test_of_many_that_find_a_dead_owner_one_takes_over(
-    content: str | None, quick: None, tmp_path: Path
+    content: str | None, quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(lock, "SILENCE", SILENCE)  # whoever takes over may be slow, and is not dead
     folders = [tmp_path / str(number) for number in range(5)]
     for folder in folders:
         folder.mkdir()
@@ -214,7 +233,7 @@ def test_of_many_that_find_a_dead_owner_one_takes_over(
         if content is not None:
             (folder / LOCK).write_text(content)
             os.utime(folder / LOCK, (0, 0))
-    all_tried = threading.Barrier(8 * len(folders), timeout=60)
+    all_tried = threading.Barrier(8 * len(folders), timeout=250)
 
     def start(folder: Path) -> str:
         result = "refused"

@@ -19,7 +19,7 @@ echo "srun $*" >>calls
 [ -z "$FAILS" ] || exit "$FAILS"
 [ -n "$STEP" ] || exit 0
 while [ ! -e warned ]; do sleep 0.02; done
-[ "$STEP" != 13 ] || sleep 1 # time enough for a second signal
+while [ "$STEP" = 13 ] && [ ! -e signalled ]; do sleep 0.02; done # till the second signal
 [ "$STEP" = killed ] || echo "$STEP" >"$LETHE_STOP_FILE"
 """
 SCANCEL = """#!/bin/bash
@@ -55,7 +55,8 @@ class Job:
         **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run it from the beginning, send it signals; `step`: where the run says it stopped."""
-        (self.folder / "warned").unlink(missing_ok=True)
+        for name in ("warned", "signalled"):
+            (self.folder / name).unlink(missing_ok=True)
         (self.folder / "calls").write_text("")
         command = f"set -euo pipefail; source {ROOT}/slurm/job.sh; continued_on_all_nodes"
         process = subprocess.Popen(
@@ -80,7 +81,8 @@ class Job:
             while heard not in self.calls():
                 time.sleep(0.02)
             process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        (self.folder / "signalled").touch()
+        out, err = process.communicate(timeout=250)
         return subprocess.CompletedProcess([], process.returncode, out, err)
 
     def calls(self) -> str:
