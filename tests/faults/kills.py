@@ -120,9 +120,8 @@ def lives(
             kind, cut, check = killed
             tally.fault(kind, check)
             done, lived, halves = done + 1, lived + 1, halves + cut
-        run.finish()
         told = f"the end of a run that was killed {lived} times, {name}"
-        tally.fault(told, lambda run=run: run.check_end(whole))
+        tally.fault(told, lambda run=run: (run.finish(), run.check_end(whole)))
         shutil.rmtree(run.folder)
     return halves
 
@@ -137,14 +136,21 @@ def launcher(tally: Tally, folder: Path, settings: list[str], kills: int) -> Non
             wanted = len(run.steps()) + tally.random.randint(1, 8)
             while len(run.steps()) < wanted and torchrun.poll() is None:
                 time.sleep(0.002)
-            workers = children(torchrun.pid)
+            code = torchrun.poll()
+            workers = [] if code is not None else children(torchrun.pid)
             torchrun.kill()
+        told = f"torchrun ended by itself with {code}\n{run.told()}"
         alive = [process for process in workers if Path(f"/proc/{process}").exists()]
         kind = "SIGKILL of the launcher, stepping"
-        tally.fault(kind, lambda alive=alive: check_orphans(run, alive))
-        run.check_kept()
-    run.finish()
-    tally.fault("the end of a run whose launcher was killed", lambda: run.check_end(whole))
+        tally.fault(
+            kind,
+            lambda code=code, told=told, alive=alive: (
+                must(code is None, told),
+                check_orphans(run, alive),
+            ),
+        )
+    told = "the end of a run whose launcher was killed"
+    tally.fault(told, lambda: (run.finish(), run.check_end(whole)))
 
 
 def children(process: int) -> list[int]:
