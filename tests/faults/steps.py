@@ -19,8 +19,8 @@ from framework.zero import CHECKPOINT_TYPES
 FAULTY = ["trainer.class=faulty.Faulty"]
 HANG = 0.25
 """Minutes without a sign of life after which a rank ends itself."""
-LAUNCHER = 40.0
-"""Seconds that torchrun takes at most to notice and to end the others."""
+LAUNCHER = 120.0
+"""Seconds that it takes at most on a busy machine to notice, to say so and to end the others."""
 AT = 7
 
 
@@ -132,7 +132,7 @@ def check_stopped(run: Run, whole: Run) -> None:
     while len(run.steps()) < AT and ranks.poll():
         time.sleep(0.01)
     ranks.send(signal.SIGSTOP, 1)
-    until = time.monotonic() + 60 * HANG + 15
+    until = time.monotonic() + 60 * HANG + LAUNCHER
     while ranks.poll() and time.monotonic() < until:
         time.sleep(0.05)
     code = ranks.codes.get(0)
