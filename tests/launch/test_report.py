@@ -8,22 +8,10 @@ from pathlib import Path
 import pytest
 
 
-def report(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
-    return subprocess.run(
-        [sys.executable, "-m", "launch.report", *arguments],
-        cwd=folder,
-        env={"PYTHONPATH": str(root), "PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-
-
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """A folder with two evaluated runs."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two evaluated runs, where commands are typed."""
+    monkeypatch.chdir(tmp_path)
     for label, rouge in (("NPO", 0.25), ("GradDiff", 0.5)):
         run = tmp_path / "runs" / label.lower()
         run.mkdir(parents=True)
@@ -44,7 +32,16 @@ def workplace(tmp_path: Path) -> Path:
 
 
 def test_the_table_is_printed_and_the_report_written(workplace: Path) -> None:
-    ended = report(workplace, "runs/npo", "runs/graddiff", "--output", "reports/first")
+    typed = ["launch.report", "runs/npo", "runs/graddiff", "--output", "reports/first"]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-m", *typed],
+        env={"PYTHONPATH": str(root), "PATH": "", "HOME": str(workplace), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
 
     assert ended.returncode == 0, ended.stderr
     assert "0.250 *" in ended.stdout
@@ -54,38 +51,38 @@ def test_the_table_is_printed_and_the_report_written(workplace: Path) -> None:
     assert found == ["index.html", "plots", "report.md", "table.csv"]
 
 
-def test_without_output_the_report_is_named_after_the_time(workplace: Path) -> None:
-    ended = report(workplace, "runs/npo")
+def test_without_output_the_report_is_named_after_the_time(workplace: Path, shell) -> None:
+    ended = shell.run("report", "runs/npo")
 
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.err
     (page,) = workplace.glob("reports/20*-*-*-*/index.html")
-    assert str(page.relative_to(workplace)) in ended.stderr
+    assert str(page.relative_to(workplace)) in ended.err
 
 
-def test_what_a_glob_finds_beside_runs_is_named_and_left_out(workplace: Path) -> None:
+def test_what_a_glob_finds_beside_runs_is_named_and_left_out(workplace: Path, shell) -> None:
     (workplace / "runs/npo.log").write_text("")
     paths = sorted(str(path.relative_to(workplace)) for path in workplace.glob("runs/*"))
-    ended = report(workplace, *paths, "--html", "--output", "out")
+    ended = shell.run("report", *paths, "--html", "--output", "out")
 
-    assert ended.returncode == 0, ended.stderr
-    assert "note: runs/npo.log is no run: left out\n" in ended.stderr
-    assert "retain/rouge of NPO is undefined" in ended.stderr
+    assert ended.code == 0, ended.err
+    assert "note: runs/npo.log is no run: left out\n" in ended.err
+    assert "retain/rouge of NPO is undefined" in ended.err
     assert (workplace / "out/index.html").is_file()
 
 
-def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(workplace: Path) -> None:
-    ended = report(workplace, "runs/nop")
+def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(workplace: Path, shell) -> None:
+    ended = shell.run("report", "runs/nop")
 
-    assert ended.returncode == 2
-    assert ended.stderr == "error: there is no folder runs/nop\n"
+    assert ended.code == 2
+    assert ended.err == "error: there is no folder runs/nop\n"
 
     (workplace / "runs/nop").mkdir()
-    ended = report(workplace, "runs/no[p]")  # as PowerShell and quotes leave it
-    assert ended.stderr == "error: runs/nop is not a run: it has no config.yaml\n"
+    ended = shell.run("report", "runs/no[p]")  # as PowerShell and quotes leave it
+    assert ended.err == "error: runs/nop is not a run: it has no config.yaml\n"
 
 
-def test_help_shows_an_example(workplace: Path) -> None:
-    ended = report(workplace, "--help")
+def test_help_shows_an_example(workplace: Path, shell) -> None:
+    ended = shell.run("report", "--help")
 
-    assert ended.returncode == 0
-    assert "python -m launch.report runs/npo runs/grad_diff --output reports/first" in ended.stdout
+    assert ended.code == 0
+    assert "python -m launch.report runs/npo runs/grad_diff --output reports/first" in ended.out
