@@ -107,7 +107,7 @@ def on_a_terminal(program: str) -> str:
     except OSError:  # how Linux says that the other end of a terminal was closed
         pass
     os.close(ours)
-    assert child.wait(timeout=60) == 0
+    assert child.wait(timeout=280) == 0
     return seen.decode()
 
 
@@ -170,7 +170,7 @@ def test_other_ranks_are_silent(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    main, other = (rank.communicate(timeout=120)[0] for rank in ranks)
+    main, other = (rank.communicate(timeout=280)[0] for rank in ranks)
 
     assert "work: 1/1" in main
     assert "title" in main

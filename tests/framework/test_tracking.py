@@ -50,7 +50,7 @@ def wandb_records(folder: Path) -> list[dict[str, dict[str, object]]]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=280,
     )
     return [json.loads(line) for line in shown.stdout.splitlines()]
 
@@ -135,7 +135,7 @@ def test_a_killed_process_leaves_every_line_it_logged(tmp_path: Path) -> None:
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], check=False, timeout=120
+        [sys.executable, "-c", program, str(tmp_path)], check=False, timeout=280
     )
 
     assert killed.returncode == -signal.SIGKILL
@@ -195,7 +195,7 @@ def test_a_second_process_continues_the_same_wandb_run(tmp_path: Path) -> None:
     )
     ids = []
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=280)
         ids.append((tmp_path / "wandb_id").read_text())
     found = [path.stem for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb")]
 
@@ -290,7 +290,7 @@ def test_a_wandb_process_that_dies_does_not_stop_the_run(tmp_path: Path) -> None
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
 
     assert ended.returncode == 0, ended.stderr
@@ -331,7 +331,7 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
         for rank in range(2)
     ]
 
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=280) for rank in ranks] == [0, 0]
     assert [line["step"] for line in lines(tmp_path / "run")] == [0]
     assert len(list(tmp_path.glob("run/wandb/offline-run-*"))) == 1
 

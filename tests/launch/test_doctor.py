@@ -46,7 +46,7 @@ def test_two_ranks_add_right_and_read_one_file(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -69,7 +69,7 @@ def test_a_rank_that_never_comes_is_a_failure_and_no_hang(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 1, done.stderr
     assert f"2 ranks at 127.0.0.1:{port}: no answer in 1 s" in done.stdout

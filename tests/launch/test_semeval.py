@@ -128,7 +128,7 @@ def test_a_kill_while_a_model_is_written_leaves_the_one_before(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         check=False,
-        timeout=120,
+        timeout=280,
     )
 
     assert ended.returncode == -signal.SIGKILL, ended.stderr

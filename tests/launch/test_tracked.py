@@ -62,7 +62,7 @@ def test_an_offline_run_holds_every_metric_of_every_step_and_the_dashboard_shows
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=280,
     )
     found = [json.loads(line) for line in shown.stdout.splitlines()]
 

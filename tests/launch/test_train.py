@@ -75,7 +75,7 @@ def killed(shell, runs: Path) -> Callable[[str, int], list[str]]:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             check=False,
-            timeout=120,
+            timeout=280,
         )
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         return arguments
@@ -156,7 +156,7 @@ def test_no_secret_of_the_environment_is_written_or_printed(shell, tmp_path: Pat
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=280,
     )
 
     assert ended.returncode == 0, ended.stderr
