@@ -18,6 +18,8 @@ from .data import Keys
 from .errors import ModelError
 
 NAME = "packed"
+UNTOLD = -1
+"""The window of a model that does not tell its attention whether there is one, but masks it."""
 
 
 def packed_attention(
@@ -32,14 +34,15 @@ def packed_attention(
     keys: Keys | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = UNTOLD,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention output [1, T, H, D] of query [1, H, T, D] and key, value [1, H_kv, T, D].
 
-    Raises ModelError for models whose attention has a soft cap or sinks, or is not told the rows.
+    Raises ModelError for models whose attention has a soft cap or sinks, is not told the rows, or
+    is not told a window that rows exceed.
     """
     if row_lengths is None or boundaries is None:
         raise ModelError(
@@ -56,7 +59,11 @@ def packed_attention(
         keys = Keys(row_lengths, boundaries, boundaries)
     else:
         key, value = key[:, :, keys.positions], value[:, :, keys.positions]
-    window = sliding_window if sliding_window and sliding_window < max(keys.lengths) else None
+    longest = max(keys.lengths)
+    if sliding_window == UNTOLD:
+        _check_untold(module, longest)
+        sliding_window = None
+    window = sliding_window if sliding_window and sliding_window < longest else None
     if _flash_serves(query) and not dropout:
         output = variable_length(query, key, value, row_lengths, boundaries, keys, scaling, window)
         return output, None
@@ -79,6 +86,20 @@ def packed_attention(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _check_untold(module: nn.Module, longest: int) -> None:
+    """Raise ModelError where a mask, which packed rows have none, would keep rows in a window."""
+    config = getattr(module, "config", None)
+    for name in ("sliding_window", "attention_chunk_size"):
+        window = getattr(config, name, None)
+        if window and window < longest:
+            raise ModelError(
+                f"{type(module).__name__} looks back {window} tokens at most ({name}), which its "
+                f"model tells a mask and not its attention, and a row has {longest}; set "
+                f"model.max_length={window}, or use another family (Llama, OLMo, Qwen, Mistral, "
+                "Phi)"
+            )
 
 
 def _flash_serves(query: Tensor) -> bool:

@@ -105,6 +105,29 @@ def test_a_window_is_of_the_row_not_of_the_pack():
         assert not torch.allclose(last(10, 11), last(10, 31))
 
 
+UNTOLD: dict[str, Any] = {
+    "num_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "use_sliding_window": True,
+    "sliding_window": 6,
+    "max_window_layers": 2,
+}
+
+
+def test_a_window_that_only_a_mask_knows_is_refused_where_rows_exceed_it():
+    # Qwen2-MoE masks what lies before its window, and packed rows have no mask
+    module, ids = family("qwen2_moe", **UNTOLD), (3, 4, 5, 6, 7, 8, 9)
+    long, short = (Row("w", ids[:n], (0.0,) + (1.0,) * (n - 1)) for n in (7, 6))
+    right, _ = one_by_one(module, [short])
+    model = language_model(module)
+
+    assert (model.logits(Rows.pack([short])) - right).abs().max() <= 1e-5
+    with pytest.raises(ModelError, match=r"a row has 7; set model.max_length=6,") as refused:
+        model.logits(Rows.pack([short, long]))
+    assert "\n" not in str(refused.value)
+
+
 def test_dropout_in_attention_follows_the_seed_and_is_off_in_evaluation():
     model = language_model(family("llama", attention_dropout=0.5))
     batch = Rows.pack(tiny.rows(3, name="dropout"))
