@@ -74,10 +74,6 @@ class Reference(ABC):
     def states(self, rows: Rows, layer: int) -> Tensor:
         """[S, D] output of decoder block `layer` at the scored positions, 1 the first block."""
 
-    def log_probs(self, rows: Rows) -> Tensor:
-        """[R] log-probability of each row's answer: the weighted sum over its tokens, in nats."""
-        return rows.row_sum(self.token_log_probs(rows))
-
 
 class CachedReference(Reference):
     """What the losses read at each counted token, computed once before training.

@@ -47,5 +47,5 @@ class DPO(UnlearningTrainer):
         p is the probability of the whole answer. 2/beta is NPO's factor, as in open-unlearning.
         """
         beta = self.config.beta
-        given, preferred = rows.split(self.model.log_probs(rows) - self.reference.log_probs(rows))
+        given, preferred = rows.split(self.log_ratios(rows))
         return rows.row_mean(-2 / beta * logsigmoid(beta * (preferred - given)))

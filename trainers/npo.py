@@ -40,5 +40,4 @@ class NPO(UnlearningTrainer):
     def forget_loss(self, rows: Rows) -> Tensor:
         """Mean over rows of -2/beta log sigmoid(-beta log(p/p_ref)), p of the whole answer."""
         beta = self.config.beta
-        log_ratio = self.model.log_probs(rows) - self.reference.log_probs(rows)
-        return rows.row_mean(-2 / beta * logsigmoid(-beta * log_ratio))
+        return rows.row_mean(-2 / beta * logsigmoid(-beta * self.log_ratios(rows)))

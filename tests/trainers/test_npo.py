@@ -56,6 +56,16 @@ def test_it_pushes_less_once_an_answer_is_less_likely_than_before():
     assert loss.item() == pytest.approx(20 * math.log(1 + math.exp(-0.5)), rel=1e-5)
 
 
+def test_of_a_long_answer_the_log_ratio_keeps_its_digits():
+    # of log-probabilities that add up to some 6,500 nats fp32 tells no thousandth
+    ids = tuple(3 + (7 * t * t + t) % 61 for t in range(1500))
+    row = Row("long", ids, (0.0,) + (1.0,) * (len(ids) - 1))
+    trainer = npo(row, above=1.0)
+    with torch.no_grad():
+        loss = trainer.forget_loss(tiny.packed([row]))
+    assert loss.item() == pytest.approx(20 * math.log(1 + math.exp(-0.1)), rel=1e-5)
+
+
 def test_with_a_small_beta_it_is_gradient_ascent_even_far_from_the_reference():
     trainer = npo(ROW, above=5.0, beta=1e-4)
     assert gradient_per_nll(trainer, ROW) == pytest.approx(-1, abs=3e-4)
