@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from framework import Benchmark, LanguageModel, Row, UnlearningTrainer, build, distributed
 from framework.config import part_of
+from framework.doctor.build import awaited
 from framework.engine import Engine, trained
 from framework.errors import ConfigError
 from framework.loading import ModelSource, Pretrained, Tiny
@@ -230,12 +231,14 @@ def read_model(
 
 @contextmanager
 def loading(config: DictConfig) -> Iterator[None]:
-    """Under ZeRO-3, weights are partitioned as they are read."""
+    """Under ZeRO-3, weights are partitioned as they are read; says what DeepSpeed waits for."""
     if not is_sharded(config):
         yield
         return
     from framework.zero import partitioned_loading  # DeepSpeed takes seconds to import
 
+    for line in awaited(on_gpu=torch.cuda.is_available()):
+        say(line)
     with partitioned_loading(part_of(config.zero)[1], config.precision):
         yield
 

@@ -19,6 +19,7 @@ from .finding import Finding
 
 STALE = 10 * 60.0
 """Seconds after which nobody builds any more: the operators take about one minute."""
+NONE_BUILT = "none built yet"
 PROGRAM = "#include <Python.h>\nint main() { return 0; }\n"
 
 
@@ -72,8 +73,20 @@ def extensions() -> list[Finding]:
     if locks:
         return [_lock(lock) for lock in locks]
     names = {path.stem for path in [*folder.glob("*/*.so"), *folder.glob("*/*/*.so")]}
-    built = f"built: {', '.join(sorted(names))}" if names else "none built yet"
+    built = f"built: {', '.join(sorted(names))}" if names else NONE_BUILT
     return [Finding("DeepSpeed operators", "pass", f"{folder}: {built}; no lock")]
+
+
+def awaited(*, on_gpu: bool) -> list[str]:
+    """What whoever sets DeepSpeed up now waits for, in lines: nothing, as a rule.
+
+    `on_gpu`: gloo's sums need no operator there.
+    """
+    found = extensions()
+    wrong = [f"{x.name}: {x.found}; {x.remedy}" for x in found if x.state != "pass"]
+    if wrong or on_gpu or any(NONE_BUILT not in x.found for x in found):
+        return wrong
+    return [f"DeepSpeed builds an operator in {_folder()}, once: about a minute"]
 
 
 def _folder() -> Path:

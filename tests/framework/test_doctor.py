@@ -39,6 +39,20 @@ def test_an_old_lock_that_no_process_holds_is_named_with_the_command_that_remove
     assert f"{lock}, 61 minutes old" in found.found
 
 
+def test_what_setting_up_deepspeed_waits_for_is_said_and_nothing_where_it_does_not_wait(extensions):
+    operator, lock = extensions / "some_op" / "some_op.so", extensions / "some_op" / "lock"
+    (said,) = build.awaited(on_gpu=False)
+    assert said.startswith(f"build lock: {lock}, 0 minutes old, held by no process here; if nobody")
+    with lock.open():
+        assert build.awaited(on_gpu=False) == []
+    lock.unlink()
+    (said,) = build.awaited(on_gpu=False)
+    assert said == f"DeepSpeed builds an operator in {extensions}, once: about a minute"
+    assert build.awaited(on_gpu=True) == []
+    operator.touch()
+    assert build.awaited(on_gpu=False) == []
+
+
 def test_a_lock_is_found_below_the_folder_of_a_python_too(extensions, monkeypatch):
     cache = extensions / "cache"
     lock = cache / "torch_extensions" / "py311_cpu" / "other_op" / "lock"

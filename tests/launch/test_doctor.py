@@ -9,6 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from launch.assembly import loading
+from launch.settings import RunSettings, parse
+
 ROOT = Path(__file__).parents[2]
 SECRETS = {
     "HF_TOKEN": "hf_madeUpTokenOfNobody",
@@ -74,3 +79,15 @@ def test_a_rank_that_never_comes_is_a_failure_and_no_hang(tmp_path):
     assert done.returncode == 1, done.stderr
     assert f"2 ranks at 127.0.0.1:{port}: no answer in 1 s" in done.stdout
     assert "GLOO_SOCKET_IFNAME" in done.stdout
+
+
+def test_a_sharded_run_says_which_lock_is_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / "some_op").mkdir()
+    (tmp_path / "some_op" / "lock").touch()
+    config, _ = parse(["zero=2"], entry="train", schema=RunSettings, about="")
+    with loading(config):
+        said = capsys.readouterr().err
+    assert f"build lock: {tmp_path / 'some_op' / 'lock'}, 0 minutes old, held by no process" in said
