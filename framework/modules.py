@@ -20,7 +20,7 @@ def up_to(module: transformers.PreTrainedModel, layer: int) -> Iterator[None]:
     ZeRO-3 must all run to their end. What a loss is made of must be in the output: DeepSpeed
     prepares a backward pass when it reaches a tensor of the output.
     """
-    decoder, name = _blocks_of(module)
+    decoder, name = _place_of_blocks(module)
     whole: nn.ModuleList = getattr(decoder, name)
     assert 1 <= layer <= len(whole), layer
     caught: list[Tensor] = []
@@ -41,12 +41,9 @@ def up_to(module: transformers.PreTrainedModel, layer: int) -> Iterator[None]:
             hook.remove()
 
 
-def _blocks_of(module: transformers.PreTrainedModel) -> tuple[nn.Module, str]:
+def _place_of_blocks(module: transformers.PreTrainedModel) -> tuple[nn.Module, str]:
     """The decoder, and what it calls the list of its blocks; raises ModelError without one."""
-    decoder = module.get_decoder()
-    count = module.config.get_text_config().num_hidden_layers
-    lists = [(n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList)]
-    found = [name for name, blocks in lists if len(blocks) == count]
+    decoder, count, found = _lists_of_blocks(module)
     if len(found) != 1:
         raise ModelError(
             f"{type(decoder).__name__} has no list of its {count} decoder blocks, so that hidden "
@@ -54,6 +51,21 @@ def _blocks_of(module: transformers.PreTrainedModel) -> tuple[nn.Module, str]:
             "Gemma 3, GPT-2, GPT-NeoX), or a method that reads none"
         )
     return decoder, found[0]
+
+
+def final_block(module: transformers.PreTrainedModel) -> nn.Module | None:
+    """The last decoder block; None where they are in no list."""
+    decoder, _, found = _lists_of_blocks(module)
+    blocks: nn.ModuleList | None = getattr(decoder, found[0]) if len(found) == 1 else None
+    return None if blocks is None else blocks[-1]
+
+
+def _lists_of_blocks(module: transformers.PreTrainedModel) -> tuple[nn.Module, int, list[str]]:
+    """The decoder, how many blocks it has, and the names of what may be their list."""
+    decoder = module.get_decoder()
+    count = module.config.get_text_config().num_hidden_layers
+    lists = [(n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList)]
+    return decoder, count, [name for name, blocks in lists if len(blocks) == count]
 
 
 def trainable_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -41,4 +41,18 @@ def shared_as_apart(logits: Logits, device: torch.device) -> bool:
     """Whether rows that share their beginning are read as they are apart."""
     shared = logits(pack([OWN, FORK], device=device))
     apart = logits(Rows.pack([OWN, FORK], device=device))
-    return not bool((shared - apart).abs().max() > TOLERANCE * apart.abs().max())
+    return _alike(shared, apart)
+
+
+def few_as_all(few: Logits, every: Logits, device: torch.device) -> bool:
+    """Whether a way to read scored positions alone gives there what reading all of them gives."""
+    rows = Rows.pack([Row("other", OTHERS[0], (0.0,) * len(OTHERS[0])), OWN], device=device)
+    try:
+        found = few(rows)
+    except (IndexError, RuntimeError, TypeError):  # tables of other tokens, which do not match
+        return False
+    return _alike(found, every(rows))
+
+
+def _alike(found: Tensor, right: Tensor) -> bool:
+    return not bool((found - right).abs().max() > TOLERANCE * right.abs().max())

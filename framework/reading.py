@@ -17,13 +17,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from . import attention
+from . import attention, gated, last_block
 from .data import MORE_THAN_SCORED, Rows
 from .distributed import all_gather_objects, on_all_ranks
 from .errors import ConfigError
 from .head import Head, PerToken, computing, unchanged, watched
-from .modules import up_to
-from .packing_check import OWN, check_apart, shared_as_apart
+from .modules import final_block, up_to
+from .packing_check import OWN, check_apart, few_as_all, shared_as_apart
 
 MORE_THAN_HEAD = (
     "a loss of this method reads more of the model than its output head, in a pass that serves "
@@ -43,7 +43,7 @@ class Reader:
     """
 
     def __init__(self, module: transformers.PreTrainedModel) -> None:
-        """`module`: its attention is exchanged for ours."""
+        """`module`: its attention is exchanged for ours, and its blocks compute and keep less."""
         self.module = module
         self.forward: Callable[..., Any] = module
         self.partitioned = False
@@ -55,6 +55,9 @@ class Reader:
         """Whether logits are one linear layer's product, neither capped nor scaled; None: nobody
         has looked yet."""
         self._heads: Mapping[int, Head] = {}
+        gated.keep_less(module)
+        self._narrows = last_block.narrow(final_block(module))
+        """Whether its last block can be asked for some positions alone."""
         attention.register()
         self.attend(attention.NAME)
 
@@ -163,9 +166,20 @@ class Reader:
     def _few_logits(self) -> Tensor:
         return self._logits(Rows.pack([OWN], device=self.device))
 
+    def _narrow_logits(self, rows: Rows) -> Tensor:
+        """As `logits`, the last block asked for scored positions alone."""
+        self._narrows = True
+        try:
+            return self.logits(rows)
+        finally:
+            self._narrows = False
+
     def _logits(self, rows: Rows) -> Tensor:
         """[1, S, V], as the model gives them."""
-        logits: Tensor = self._read(rows, logits_to_keep=rows.scored).logits
+        options: dict[str, Any] = {"logits_to_keep": rows.scored}
+        if self._narrows and len(rows.scored) < len(rows.input_ids):
+            options = {last_block.ASKED: rows.scored}
+        logits: Tensor = self._read(rows, **options).logits
         return logits
 
     def _read(self, rows: Rows, **options: Any) -> Any:
@@ -189,11 +203,15 @@ class Reader:
         one rank's kernel misses what rows share, none shares, since all cut a step alike.
         """
         name = type(self.module).__name__
+        narrows, self._narrows = self._narrows, False
         with self.evaluating():
             on_all_ranks(lambda: check_apart(self.logits, self.device, name))
             if self.shares_beginnings():  # and the devices' kernels read what rows share
                 reads = shared_as_apart(self.logits, self.device)
                 self._shares = all(all_gather_objects(reads))
+            if narrows:
+                reads = few_as_all(self._narrow_logits, self.logits, self.device)
+                self._narrows = all(all_gather_objects(reads))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from framework import attention
+from framework import attention, gated
 from framework.engine import Engine
 from framework.recomputation import recompute
 
@@ -246,8 +246,10 @@ def attending(world: World) -> Iterator[None]:
     models = [x for x in (world.model, world.before) if x is not None]
     for model in models:
         model.attend("sdpa")
+        gated.as_published(model.module)
     try:
         yield
     finally:
         for model in models:
             model.attend(attention.NAME)
+            gated.keep_less(model.module)

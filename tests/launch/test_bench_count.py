@@ -44,26 +44,41 @@ def work(method: str, *, blocks: int = 1, tokens: int = 1000) -> Work:
     return count_directly(method, shape, rows_of_step(paired=method == "dpo"), tokens=tokens)
 
 
-def blocks_forward(rows: Sequence[Row], blocks: int) -> int:
-    """FLOPs: a multiplication and an addition for each weight and token, pairs looked at."""
-    width, inner = SHAPE.width, SHAPE.inner
+def attended(rows: Sequence[Row]) -> int:
+    """FLOPs of a block up to its feed-forward layers: of each weight and token, of pairs looked at.
+
+    A multiplication and an addition each.
+    """
+    width = SHAPE.width
     kept = width // SHAPE.heads * SHAPE.key_value_heads
-    matrices = 2 * width * width + 2 * width * kept + 3 * width * inner
-    tokens = sum(map(len, rows))
     pairs = sum(len(row) * (len(row) + 1) // 2 for row in rows)
-    return blocks * (2 * matrices * tokens + 4 * width * pairs)
+    return 2 * (2 * width * width + 2 * width * kept) * sum(map(len, rows)) + 4 * width * pairs
+
+
+def fed(tokens: int) -> int:
+    """FLOPs of a block's feed-forward layers."""
+    return 2 * 3 * SHAPE.width * SHAPE.inner * tokens
+
+
+def blocks_forward(rows: Sequence[Row], blocks: int) -> int:
+    return blocks * (attended(rows) + fed(sum(map(len, rows))))
+
+
+def counted(rows: Sequence[Row]) -> int:
+    return int(sum(row.weight for row in rows))
 
 
 def head_forward(rows: Sequence[Row]) -> int:
-    return int(2 * SHAPE.width * SHAPE.vocabulary * sum(row.weight for row in rows))
+    return 2 * SHAPE.width * SHAPE.vocabulary * counted(rows)
 
 
 def forward(rows: Sequence[Row]) -> int:
-    return blocks_forward(rows, 1) + head_forward(rows)
+    """The one block's feed-forward layers, the last of the model, at counted positions only."""
+    return attended(rows) + fed(counted(rows)) + head_forward(rows)
 
 
 def scored(rows: Mapping[str, Sequence[Row]]) -> int:
-    return int(sum(row.weight for given in rows.values() for row in given))
+    return sum(map(counted, rows.values()))
 
 
 @pytest.mark.parametrize("method", ONE_GRADIENT)
@@ -123,7 +138,7 @@ def test_dpo_reads_a_question_once_for_its_two_answers() -> None:
         replace(row, input_ids=row.input_ids[:n], weights=row.weights[:n])
         for row, n in ((row, row.weights.index(1.0)) for row in preferred)
     ]
-    assert found.flops == 3 * (forward(twice) - blocks_forward(prompts, 1))
+    assert found.flops == 3 * (forward(twice) - attended(prompts))
     assert found.tokens == sum(map(len, twice)) - sum(map(len, prompts))
     assert (found.forwards, found.backwards, found.reads) == (1, 1, 0)
 

@@ -110,12 +110,12 @@ def test_offload_takes_masters_moments_and_gradients_to_the_host() -> None:
     assert away[ON_HOST] >= states + here["masters"]  # and the gradient, as large as the masters
 
 
-def test_checkpointing_takes_less_than_half_of_the_activations_selectively_a_quarter_less() -> None:
+def test_checkpointing_takes_two_fifths_of_the_activations_away_selectively_one_fifth() -> None:
     plain, selective, recomputed = (
         rehearsed(Case(checkpointing=how)).peaks["backward"][ACTIVATIONS]
         for how in (False, "selective", True)
     )
-    assert recomputed < plain / 2 < selective < plain * 3 / 4
+    assert recomputed < 0.6 * plain < selective < 0.8 * plain
 
 
 @pytest.mark.parametrize(

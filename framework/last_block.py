@@ -1,0 +1,65 @@
+"""The last decoder block, of which only some tokens are read: what follows its attention.
+
+    x [T]  ->  h = x + attention(norm(x))  [S]  ->  h + mlp(norm(h))  [S]  ->  final norm, head
+
+Behind the last attention no token looks at another. So its output is taken at the `S` positions
+that are asked for, and residual, feed-forward layers and final norm are computed there alone;
+queries, keys and values at all `T`, as others look at those. Hooks do it, in a forward pass that is
+told the positions (`ASKED`), and leave all others as they are: a block stays transformers' own.
+
+Known by the names of its parts: `self_attn`, `post_attention_layernorm` and `mlp` one after the
+other, as in Llama, Mistral, Mixtral, Qwen, Gemma, OLMo and Phi-3. Where both read the same norm
+(Phi, Cohere) there is no second one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+ASKED = "asked_positions"
+"""The argument of a forward pass, [S]; every block hands it on to its attention."""
+_WHOLE = "all_states"
+PARTS = frozenset({"self_attn", "post_attention_layernorm", "mlp"})
+
+
+def narrow(last: nn.Module | None) -> bool:
+    """Have a model's last block heed `ASKED`; False where it is not known how."""
+    block: Any = last
+    if block is None or not {name for name, _ in block.named_children()} >= PARTS:
+        return False
+    if _take not in block._forward_pre_hooks.values():  # noqa: SLF001 - told nowhere else
+        block.register_forward_pre_hook(_take, with_kwargs=True)
+        block.self_attn.register_forward_pre_hook(_give, with_kwargs=True)
+        block.self_attn.register_forward_hook(_cut, with_kwargs=True)
+    return True
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _take(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """The block is given the tokens asked for, and its attention will be given all."""
+    places = kwargs.get(ASKED)
+    if places is None:
+        return None
+    states, *others = args
+    norm = dict(block.named_children()).get("input_layernorm")  # OLMo 2 has none
+    whole = states if norm is None else norm(states)
+    return (states[:, places], *others), {**kwargs, _WHOLE: whole}
+
+
+def _give(_attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    if _WHOLE not in kwargs:
+        return None
+    left = {name: given for name, given in kwargs.items() if name != _WHOLE}
+    whole = kwargs[_WHOLE]
+    return ((whole, *args[1:]), left) if args else ((), {**left, "hidden_states": whole})
+
+
+def _cut(
+    _attention: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> tuple[Tensor, ...] | None:
+    places = kwargs.get(ASKED)
+    return None if places is None else (output[0][:, places], *output[1:])
