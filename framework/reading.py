@@ -200,7 +200,8 @@ class Reader:
 
         Falcon, Bloom, MPT and all that carry a state from token to token (Mamba, Jamba, RWKV) go
         around the attention that keeps rows apart, without a word. Every rank must call this: where
-        one rank's kernel misses what rows share, none shares, since all cut a step alike.
+        one rank's kernel misses what rows share, none shares, since all cut a step alike. And where
+        the last block does not give the same at scored positions alone, it reads all of them.
         """
         name = type(self.module).__name__
         narrows, self._narrows = self._narrows, False
