@@ -64,7 +64,7 @@ def packed_attention(
         _check_untold(module, longest)
         sliding_window = None
     window = sliding_window if sliding_window and sliding_window < longest else None
-    if _flash_serves(query) and not dropout:
+    if _flash_serves(query, value) and not dropout:
         output = variable_length(query, key, value, row_lengths, boundaries, keys, scaling, window)
         return output, None
     grouped = query.shape[1] != key.shape[1]
@@ -102,9 +102,12 @@ def _check_untold(module: nn.Module, longest: int) -> None:
             )
 
 
-def _flash_serves(query: Tensor) -> bool:
-    """Flash attention needs half precision and an Ampere GPU or newer."""
+def _flash_serves(query: Tensor, value: Tensor) -> bool:
+    """Flash attention needs half precision, an Ampere GPU or newer, heads of 8, 16 ... 256."""
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    width = query.shape[-1]  # torch's other attention pads, this one refuses
+    if width % 8 or width > 256 or width != value.shape[-1]:
         return False
     return torch.cuda.get_device_capability(query.device) >= (8, 0)
 

@@ -189,10 +189,12 @@ def build(
     model_seed: int = 0,
     knows: Weights | None = None,
     engine: Callable[[LanguageModel, Optimizer], Engine] = local,
+    device: torch.device | None = None,
 ) -> UnlearningTrainer:
     """The composition as its configs describe it, on the tiny model, begun on `plan`.
 
     `model_seed`: of the trained model, not of the reference. `knows`: the weights of both.
+    `device`: where both are; default: where torch makes them.
     """
     config = settings(composition, *overrides, *steps_of(composition, rate, overrides))
     kind, trainer_settings = part_of(config.trainer)
@@ -202,6 +204,9 @@ def build(
         before.module.load_state_dict(knows)
     torch.manual_seed(config.seed)
     model = tiny.wrapped(built(config.tuning).apply(module))
+    if device is not None:
+        model.move(device)
+        before.move(device)
     optimizer = built(config.optimizer)
     parts = {group: built(config[group]) for group in ("weighting", "perturbation", "averaging")}
     trainer = tiny.assemble(
