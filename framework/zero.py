@@ -99,6 +99,8 @@ PRIVATE = {
 RELEASES = "_PartitionedParameterCoordinator__params_to_release"
 """Of DeepSpeed's coordinator: which weights to let go after a module; an `lru_cache` without end
 lies within it."""
+GATHERS = "_PartitionedParameterCoordinator__allgather_stream"
+"""Of DeepSpeed's coordinator: the stream that weights are gathered on; None on a CPU."""
 
 
 class ZeroEngine(Engine):
@@ -712,6 +714,9 @@ class _Sharded(_Layout):
         o.invalidate_secondary_tensor()
         if len(o.persistent_parameters) > 0:
             o.persistent_parameters[0].all_gather(o.persistent_parameters)
+        gathers = getattr(o.parameter_offload.param_coordinator, GATHERS)
+        if gathers is not None:  # DeepSpeed has it wait for nothing: it would read what was before
+            gathers.wait_stream(deepspeed.accelerator.get_accelerator().current_stream())
 
 
 _LAYOUTS: dict[str, type[_Layout]] = {
