@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import NoReturn, TextIO
@@ -16,6 +17,8 @@ from framework.terminal import say
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+ALONE = 5.0
+"""Seconds that a process lives on, which a launcher whose first has failed ends within one."""
 OURS = ("framework", "launch", "trainers")
 
 
@@ -29,6 +32,8 @@ class Parser(argparse.ArgumentParser):
 
 def run_entry(main: Callable[[list[str]], None]) -> None:
     """Run `main` on the command line's arguments; one process per node prints what can be mended.
+
+    Another process prints what it alone has met: nobody ends it.
 
     The rank is the launcher's, since most mistakes are found before the processes have met. A disk
     that is full or a folder that cannot be read is a user's to mend, too.
@@ -48,7 +53,9 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
         told = str(error) if isinstance(error, LetheError) else f"{error} (of the file system)"
         if launcher_rank() == 0:
             print(f"error: {told}", file=sys.stderr)
-        elif local_rank() == 0:  # what only this node lacks would otherwise never be said
+        else:
+            if local_rank() > 0:  # where its node's first met it, too, the launcher ends this one
+                time.sleep(ALONE)
             print(f"error on rank {launcher_rank()}: {told}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
     except KeyboardInterrupt:

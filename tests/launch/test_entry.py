@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
 from framework.encoding import TruncationWarning
 from framework.errors import DataError
+from launch import entry
 from launch.entry import run_entry
 from trainers.primal_dual import DualCapWarning
+
+ROOT = Path(__file__).parents[2]
 
 
 def main(arguments: list[str]) -> None:
@@ -56,17 +61,60 @@ def test_a_users_mistake_is_one_line(run) -> None:
     ("rank", "local_rank", "said"),
     [
         ("0", "0", "error: there are no rows\n"),
-        ("1", "1", ""),
+        ("1", "1", "error on rank 1: there are no rows\n"),  # if nobody ends it
         ("2", "0", "error on rank 2: there are no rows\n"),  # the first of the second node
     ],
 )
 def test_a_users_mistake_is_told_by_one_process_of_a_node(
     run, monkeypatch: pytest.MonkeyPatch, rank: str, local_rank: str, said: str
 ) -> None:
+    monkeypatch.setattr(entry, "ALONE", 0.0)
     for name, value in (("RANK", rank), ("WORLD_SIZE", "4"), ("LOCAL_RANK", local_rank)):
         monkeypatch.setenv(name, value)
 
     assert run("mistake") == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    ("those", "said"),
+    [
+        ("01", "error: there are no rows"),
+        ("1", "error on rank 1: there are no rows"),
+    ],
+    ids=["both", "one alone"],
+)
+def test_of_two_processes_one_tells_what_they_met(tmp_path: Path, those: str, said: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, time
+from framework.errors import DataError
+from launch import entry
+
+entry.ALONE = {30.0 if those == "01" else 0.5}
+
+def main(arguments):
+    if os.environ["RANK"] in "{those}":
+        raise DataError("there are no rows")
+    time.sleep(60)
+
+entry.run_entry(main)
+""")
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", str(script)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+    lines = ended.stderr.splitlines()
+    assert [line for line in lines if line.startswith("error")] == [said]
+    assert "exitcode  : 2" in ended.stderr
 
 
 def test_a_file_that_cannot_be_written_is_one_line(run) -> None:
