@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.utils.hub import cached_file
@@ -19,6 +20,7 @@ from .errors import ConfigError, ModelError
 from .language_model import LanguageModel
 from .prompt_format import PromptFormat
 from .recomputation import Recomputed, recompute
+from .terminal import say
 
 FEWEST_TOKENS = 256 + 3
 TOKENS_PER_MICRO_BATCH = 4096
@@ -300,13 +302,15 @@ def model_folder(path: str) -> str:
 
 def check_there(path: str, revision: str | None = None) -> None:
     """Refuse what looks like a folder here and is none, before minutes of asking the hub."""
-    parts = Path(path).parts
-    if len(parts) < 2 or Path(path).exists() or not Path(parts[0]).is_dir():
+    if Path(path).exists() or files_of(path, revision) is not None:
         return
-    if files_of(path, revision) is None:  # no copy of the hub's on this machine either
+    parts = Path(path).parts
+    if len(parts) > 1 and Path(parts[0]).is_dir():
         raise ModelError(
             f"there is no folder {path!r}; {parts[0]!r} is a folder here, so the hub is not asked"
         )
+    if not is_offline_mode():
+        say(f"{path} is not on this machine: asking the hub for it")
 
 
 def files_of(path: str, revision: str | None = None) -> Path | None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, dynamic_module_utils
 
 from framework.errors import ConfigError, ModelError
-from framework.loading import Pretrained, Tiny, load_tokenizer, train_tokenizer
+from framework.loading import Pretrained, Tiny, check_there, load_tokenizer, train_tokenizer
 from framework.prompt_format import PromptFormat
 from framework.recomputation import Recomputed
 from framework.tuning import parameter_counts
@@ -107,6 +107,19 @@ def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
             attempt()
         assert str(refused.value).startswith(f"there is no folder {path!r}; ")
         assert "\n" not in str(refused.value)
+
+
+def test_that_the_hub_is_asked_is_said_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_there("someone/some-model")  # offline, as the tests are, it is not asked
+    monkeypatch.setattr("framework.loading.is_offline_mode", lambda: False)
+    check_there(str(folder))
+    assert capsys.readouterr().err == ""
+
+    check_there("someone/some-model")
+    said = "someone/some-model is not on this machine: asking the hub for it\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_folder_without_weights_is_named(folder: Path) -> None:
