@@ -65,14 +65,14 @@ def compose(
     for keys, value in arguments:
         if keys[0] not in groups or len(keys) > 1:
             _set(tree, keys, value)
+    kind_of = {group: (kinds or {}).get(group, object) for group in groups}
     for group in groups:
-        _check_choice(tree[group], group, configs)
+        _check_choice(tree[group], group, kind_of[group], configs)
     _check_names(tree, groups, schema)
     settings = {key: value for key, value in tree.items() if key not in groups}
     resolved = untyped(typed(schema, settings, ""))
     for group in groups:
-        kind = (kinds or {}).get(group, object)
-        resolved[group] = _resolved(tree[group], group, choices(configs, group), kind)
+        resolved[group] = _resolved(tree[group], group, choices(configs, group), kind_of[group])
     return _frozen(resolved)
 
 
@@ -198,18 +198,21 @@ def _check_names(tree: Mapping[str, Any], groups: Sequence[str], schema: type) -
             raise ConfigError(f"unknown setting {key!r}{hint(key, known, 'settings')}")
 
 
-def _check_choice(section: Mapping[str, Any], group: str, configs: Path) -> None:
+def _check_choice(section: Mapping[str, Any], group: str, kind: type, configs: Path) -> None:
     """Refuse a setting that other choices of the group have, and say which."""
     path = untyped(section["class"])
-    own = _names(_import(path, group)[1]) if isinstance(path, str) else []
+    part, schema = _import(path, group) if isinstance(path, str) else (None, None)
+    if part is not None and not issubclass(part, kind):
+        return  # what is wrong is the class
+    own = [] if schema is None else _names(schema)
     for key in section:
         if key in ("name", "class", *own) or hint(key, own):
             continue
         others = [x for x in choices(configs, group) if key in _read(configs / group / f"{x}.yaml")]
-        if others:
-            chosen = f"{group}={untyped(section['name'])}"
+        name = untyped(section["name"])
+        if others and name not in others:  # its own file's is of another class than that file's
             there = " or ".join(f"{group}={choice}" for choice in others)
-            raise ConfigError(f"{chosen} has no setting {key!r}, which is one of {there}")
+            raise ConfigError(f"{group}={name} has no setting {key!r}, which is one of {there}")
 
 
 def _names(schema: type) -> list[str]:
