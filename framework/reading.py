@@ -177,7 +177,8 @@ class Reader:
     def _logits(self, rows: Rows) -> Tensor:
         """[1, S, V], as the model gives them."""
         options: dict[str, Any] = {"logits_to_keep": rows.scored}
-        if self._narrows and len(rows.scored) < len(rows.input_ids):
+        # every rank must call the same modules in the same order, whatever rows it reads
+        if self._narrows and (self.partitioned or len(rows.scored) < len(rows.input_ids)):
             options = {last_block.ASKED: rows.scored}
         logits: Tensor = self._read(rows, **options).logits
         return logits

@@ -269,6 +269,14 @@ def test_a_model_that_is_read_in_shares_says_what_it_says_whole(session):
     assert sum("mlp" in name for name in found["divided"]) == 6  # three matrices, two blocks
 
 
+def test_ranks_whose_packs_are_scored_in_part_everywhere_or_not_at_all_read_on_together(session):
+    found = session.results["of_all_kinds"]
+    assert found["narrow"]
+    for read, trained in found["apart"]:
+        assert read <= 1e-5
+        assert trained <= 1e-5
+
+
 def test_what_two_ranks_keep_of_a_model_in_shares_is_what_one_keeps_of_it_whole(session):
     files = [found for rank in session.results["in_shares"]["reference"] for found in rank]
     assert len(files[0]) == 3 + 2

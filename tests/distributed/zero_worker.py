@@ -34,10 +34,11 @@ from framework import (
     distributed,
     head,
     packing_check,
+    shared,
 )
 from framework.averaging import WeightAveraging
 from framework.combined import CombinedModel
-from framework.data import Rows
+from framework.data import Rows, idle
 from framework.engine import Engine
 from framework.method import reference_needed
 from framework.optimizers import Optimizer
@@ -221,6 +222,44 @@ def in_shares(folder: Path) -> dict[str, Any]:
     divided = [n for n, p in model.module.named_parameters() if p.numel() == 0]
     model.forward.destroy()  # type: ignore[attr-defined] # DeepSpeed's
     return {"ranks": ranks, "right": right, "divided": divided, "reference": reference}
+
+
+def of_all_kinds() -> dict[str, Any]:
+    """What two ranks that divide each matrix read of packs scored in part, everywhere, at a token.
+
+    How far it is from one process: log-probabilities, then weights as a share of their way.
+    """
+    # DeepSpeed keeps smaller matrices whole; of larger weights the steps are chaotic
+    sizes = {"hidden_size": 512, "intermediate_size": 512, "initializer_range": 0.02}
+    model, whole = (tiny.language_model(**sizes) for _ in range(2))
+    optimizer = tiny.optimizer("sgd", clip=None)
+    local = LocalEngine(LocalEngine.Config(), model=whole, optimizer=optimizer, precision="fp32")
+    engine = ZeroEngine(
+        ZeroEngine.Config(stage="3"), model=model, optimizer=optimizer, precision="fp32"
+    )
+    for each in (whole, model):
+        each.check_packing()
+    few, begun = tiny.rows(3, name="few"), tuple(range(3, 13))
+    some, none = shared.pack(few), shared.pack([idle(few[0])])
+    every = shared.pack([Row(str(k), (*begun, k), (0.0, *[1.0] * 10)) for k in range(20, 24)])
+    assert len(none.scored) == 1 < len(some.scored) < len(some.input_ids)
+    assert len(every.scored) > len(every.input_ids)
+    plan = [(some, some)] * 2 + [(every, some), (some, every), (none, some), (every, none)]
+    read, before = 0.0, local.master_weights()
+    for mine in (packs[distributed.rank()] for packs in plan):
+        with model.evaluating(), whole.evaluating():
+            found, right = model.token_log_probs(mine), whole.token_log_probs(mine)
+        read = max(read, float((found - right).abs().max()))
+    for packs in plan:
+        mine = packs[distributed.rank()]
+        engine.step(engine.gradient([lambda mine=mine: model.token_log_probs(mine).sum()]), 1e-4)
+        losses = [lambda rows=rows: whole.token_log_probs(rows).sum() for rows in packs]
+        with distributed.alone():
+            local.step(local.gradient(losses), 1e-4)
+    after = local.master_weights()
+    trained = difference(engine.master_weights(), after) / difference(before, after)
+    engine.close()
+    return {"narrow": model._narrows, "apart": distributed.all_gather_objects([read, trained])}
 
 
 def kept(model: LanguageModel, folder: Path) -> dict[str, str]:
@@ -410,6 +449,7 @@ def main() -> None:
         results["combined"] = together()
         results["agreed"] = agreed()
         results["in_shares"] = in_shares(Path(sys.argv[2]).parent)
+        results["of_all_kinds"] = of_all_kinds()
         for case in cases:
             print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
             results[case.name] = measure(case)
