@@ -117,7 +117,8 @@ def test_every_metric_of_what_is_known_finds_most_in_the_target_and_less_in_all_
             known = {model: sign * metrics[name] for model, metrics in ordered.items()}
             target, gold = known.pop("target"), known.pop("gold")
             assert target > gold, name
-            assert all(value <= target for value in known.values()), (name, known)
+            most = target + 0.02 * abs(target)  # of probabilities of rows that both know
+            assert all(value <= most for value in known.values()), (name, known)
 
 
 def test_what_forgets_less_is_found_to_know_more(ordered) -> None:
@@ -131,7 +132,9 @@ def test_what_forgets_less_is_found_to_know_more(ordered) -> None:
     for name in ("aggregate/memorization", "aggregate/overall_of_gold", "task_aggregate"):
         gentle = max(ordered[method][name] for method in GENTLE)
         thorough = min(ordered[method][name] for method in METHODS)
-        assert ordered["target"][name] <= gentle < thorough <= 1.1 * ordered["gold"][name], name
+        assert ordered["target"][name] <= gentle < thorough, name
+        if name != "task_aggregate":  # which counts forgetting more than the gold model as better
+            assert thorough <= 1.1 * ordered["gold"][name], name
 
 
 @pytest.mark.parametrize("method", METHODS)

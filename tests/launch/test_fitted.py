@@ -64,7 +64,7 @@ def config_of(*arguments: str) -> DictConfig:
 
 
 def test_a_run_that_does_not_fit_is_fitted_by_rehearsals(capsys) -> None:
-    config = config_of("trainer=grad_ascent", "batch_size=2")
+    config = config_of("trainer=grad_ascent", "batch_size=8", "model.layers=4")
     benchmark = build(config.benchmark)
     whole = planned(config, benchmark).memory().most
 
