@@ -204,17 +204,25 @@ class LanguageModel(Reader):
             yield packed(piece, device=self.device)
 
     def _pieces(self, pieces: list[T], description: str) -> Iterator[T]:
-        """This rank's pieces, to be worked through; raises Asked where a signal is heeded."""
-        for piece in progress(self._share(pieces), description=description):
+        """This rank's pieces, to be worked through; raises Asked where a signal is heeded.
+
+        Every rank asks after every piece, and once more where it has one fewer: all leave together.
+        """
+        mine = self._share(pieces)
+        for piece in progress(mine, description=description):
             yield piece
-            if heard(together=self.partitioned):
-                break
-        leave()
+            leave()
+        if len(mine) < self._most(pieces):
+            leave()
+
+    def _most(self, pieces: list[T]) -> int:
+        """How many pieces a rank has at most: each has so many, or one fewer."""
+        return -(-len(pieces) // world_size())
 
     def _share(self, pieces: list[T]) -> list[T]:
         """This rank's pieces. With partitioned weights every rank must run equally many."""
         mine = pieces[rank() :: world_size()]
-        missing = -(-len(pieces) // world_size()) - len(mine)
+        missing = self._most(pieces) - len(mine)
         return mine + [pieces[0]] * missing if self.partitioned else mine
 
     @contextmanager

@@ -103,9 +103,9 @@ class Stopping:
 
 
 def heard(*, together: bool) -> bool:
-    """Whether what is done in batches is to be left after this one, to come to `leave` at once.
+    """Whether the batch at hand need not be ended, since `leave` comes after it.
 
-    `together`: every rank takes part in each batch, and asks here after it; all are told the same.
+    `together`: every rank takes part in the batch, and asks here; all are told the same.
     """
     stopping = _heeded.get()
     if stopping is None:
@@ -114,7 +114,10 @@ def heard(*, together: bool) -> bool:
 
 
 def leave() -> None:
-    """Raise Asked where a signal is heeded and reached any rank; every rank must ask."""
+    """Raise Asked where a signal is heeded and reached any rank; every rank asks after each batch.
+
+    A rank that heard it waits here for the others' batch, not for their whole share of the work.
+    """
     stopping = _heeded.get()
     asked = None if stopping is None else stopping.agreed()
     if asked is not None:

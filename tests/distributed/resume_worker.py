@@ -42,6 +42,7 @@ from framework.zero import ZeroEngine
 
 STEPS, HALF = 10, 5
 TOKENS = 40  # of a micro-batch: several a step
+UNEVEN = 50  # of a pack: of what is measured one rank has a pack more
 FORGET, RETAIN = tiny.rows(12, name="f"), tiny.rows(17, name="r")
 MEASURED = {"train/tokens_per_second", "train/peak_memory_gib"}  # of the machine, not of the run
 
@@ -283,7 +284,7 @@ def asked_while_measured(stage: str, folder: Path) -> dict[str, Any]:
     ended, found, weights, passes = [], [], [], []
     for name, asked in (("run", True), ("run", False), ("whole", False)):
         run = start(Case(stage), folder / name)
-        run.trainer.model.tokens_per_micro_batch = TOKENS
+        run.trainer.model.tokens_per_micro_batch = UNEVEN
         newest = run.checkpoints.newest()
         if newest is not None:
             run.checkpoints.restore(newest, run.engine, run.trainer)

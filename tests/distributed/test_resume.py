@@ -207,11 +207,11 @@ def test_a_checkpoint_of_two_processes_is_refused_by_one(session: Session, tmp_p
 def test_a_signal_to_one_rank_in_an_evaluation_ends_it_on_all_and_the_next_start_makes_up_for_it(
     stage: str, session: Session
 ) -> None:
-    for rank, found in enumerate(session[f"asked while measured, zero-{stage}"]):
+    ranks = session[f"asked while measured, zero-{stage}"]
+    # under ZeRO-3 a rank without a pack takes another's pass
+    assert [found["passes"][1] for found in ranks] == ([5, 5] if stage == "3" else [5, 4])
+    for found in ranks:
         assert found["ended"] == [["SIGUSR1", HALF], [None, STEPS], [None, STEPS]]
         assert found["measured"] == [[], [HALF], [HALF]]
         assert found["same"], "what is measured or trained differs"
-        cut, whole = found["passes"]
-        assert whole > 2, "else this test says nothing"
-        # under ZeRO-3 every pass is of all ranks: none can leave before the others
-        assert cut == (1 if stage == "3" or rank == 1 else whole)
+        assert found["passes"][0] == 1, "a rank went on while the other waited for it"
