@@ -112,13 +112,15 @@ def _linked(mine: Path, lock: Path) -> bool:
 def _remove(lock: Path, owner: dict[str, Any]) -> None:
     """Take a dead owner's lock away, and none that a faster run has put in its place meanwhile.
 
-    Runs that find the same dead owner take turns, where the file system can lock files.
+    Runs that find the same dead owner take turns, where the file system can lock files; one whose
+    turn it is not waits a moment, to look again.
     """
     try:
         with lock.open("r+b" if os.access(lock, os.W_OK) else "rb") as taken:
             try:
                 fcntl.flock(taken, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                time.sleep(BEAT / 10)
                 return
             except OSError:  # a file system that locks no files: what is left is to look again
                 pass

@@ -255,7 +255,31 @@ def test_of_many_that_find_a_dead_owner_one_takes_over(
         assert list(folder.iterdir()) == []
 
 
-def test_a_dead_owner_s_lock_is_left_to_the_run_that_is_taking_it(tmp_path: Path) -> None:
+@pytest.mark.timeout(20)
+def test_a_run_whose_turn_it_is_not_waits_before_it_looks_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with locked(tmp_path):
+        dead = entry(tmp_path) | {"started": "1"}
+    (tmp_path / LOCK).write_text(json.dumps(dead))
+    waited = []
+    with (tmp_path / LOCK).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def end_the_turn(seconds: float) -> None:
+            waited.append(seconds)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(time, "sleep", end_the_turn)
+        with locked(tmp_path):
+            assert entry(tmp_path)["process"] == os.getpid()
+
+    assert waited == [lock.BEAT / 10]
+
+
+def test_a_dead_owner_s_lock_is_left_to_the_run_that_is_taking_it(
+    quick: None, tmp_path: Path
+) -> None:
     elsewhere(tmp_path, silent=SILENCE + 1)
     dead = entry(tmp_path)
     with (tmp_path / LOCK).open("rb") as other:
