@@ -206,13 +206,18 @@ def _check_choice(section: Mapping[str, Any], group: str, kind: type, configs: P
         return  # what is wrong is the class
     own = [] if schema is None else _names(schema)
     for key in section:
-        if key in ("name", "class", *own) or hint(key, own):
+        if key in ("name", "class", *own) or hint(str(key), own):
             continue
-        others = [x for x in choices(configs, group) if key in _read(configs / group / f"{x}.yaml")]
+        files = {x: _read(configs / group / f"{x}.yaml") for x in choices(configs, group)}
+        written = {str(name).lower(): name for own_of in files.values() for name in own_of}
+        meant = written.get(str(key).lower(), key)
+        others = [choice for choice, settings in files.items() if meant in settings]
         name = untyped(section["name"])
         if others and name not in others:  # its own file's is of another class than that file's
             there = " or ".join(f"{group}={choice}" for choice in others)
-            raise ConfigError(f"{group}={name} has no setting {key!r}, which is one of {there}")
+            close = "" if meant == key else f"; did you mean {meant!r}"
+            told = f"{key!r}{close}, which is one of {there}{'?' if close else ''}"
+            raise ConfigError(f"{group}={name} has no setting {told}")
 
 
 def _names(schema: type) -> list[str]:

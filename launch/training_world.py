@@ -21,6 +21,7 @@ from framework.method import Method, layer_of, read_of_reference, reference_need
 from framework.optimizers import AdamW, Optimizer
 from framework.parts import Plan
 from framework.reference import CachedReference, FrozenReference, Reference
+from framework.schema import hint
 from framework.tuning import Tuning
 
 from .assembly import loading, selection
@@ -239,8 +240,8 @@ def method_config(method: str) -> DictConfig:
     """The settings of a run of the method, by its name here or by its `trainer=`."""
     known = [*METHODS, *choices(CONFIGS, "trainer")]
     if method not in known:
-        there = ", ".join(dict.fromkeys(known))
-        raise ConfigError(f"methods: there is no {method!r}; there are {there}")
+        there = hint(method, list(dict.fromkeys(known)), "known")
+        raise ConfigError(f"methods: there is no {method!r}{there}")
     # without the steps in ten that take gradients apart to log their cosine
     given = [*METHODS.get(method, (f"trainer={method}",)), "trainer.compare_every=0"]
     return compose("train", given, configs=CONFIGS, schema=RunSettings, kinds=KINDS)

@@ -277,6 +277,12 @@ def test_overrides_apply_on_top_of_a_saved_config(configs, tmp_path):
     assert OmegaConf.to_container(config.perturbation) == {"name": "none", "class": None}
 
 
+def test_a_number_as_a_setting_s_name_is_a_mistake_like_any_other(configs):
+    base = write(configs / "base.yaml", f"trainer: {{name: npo, class: {HERE}.Npo, 3: 1}}\n")
+    with pytest.raises(ConfigError, match=r"^unknown setting 'trainer\.3' \(settings: "):
+        run(configs, base=base)
+
+
 def test_a_saved_config_no_longer_depends_on_the_choices_files(configs, tmp_path):
     save(run(configs, "trainer=npo"), tmp_path / "config.yaml")
     (configs / "trainer/npo.yaml").unlink()
@@ -409,6 +415,13 @@ ENTRY = "(settings: trainer, benchmark, perturbation, name, steps, resume, note,
             ),
         ),
         (["trainer.beta=1"], "trainer=ascent has no setting 'beta', which is one of trainer=npo"),
+        (
+            ["trainer.BETA=1"],
+            (
+                "trainer=ascent has no setting 'BETA'; "
+                "did you mean 'beta', which is one of trainer=npo?"
+            ),
+        ),
         (["trainer=NPO"], "no trainer is called 'NPO'; did you mean 'npo'? (choices: ascent, npo)"),
         (
             ["trainer.name=x"],

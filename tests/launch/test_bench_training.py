@@ -281,7 +281,9 @@ def test_what_cannot_be_measured_is_told_in_a_line(shell) -> None:
     assert "shape: there is no '1b'; there are tiny, small, llama-1b" in told("shape=1b")
     assert "lengths: there is no 'tofo'" in told("lengths=[tofo]")
     assert "questions: there is no 'speed'" in told("questions=[speed]")
-    assert "methods: there is no 'npoo'; there are grad_diff" in told("methods=[npoo]")
+    assert "methods: there is no 'npoo'; did you mean 'npo'? (known: grad_diff" in told(
+        "methods=[npoo]"
+    )
     assert "rounds must be >= 1" in told("rounds=0")
     for asked in ("questions=[peers]", "questions=[peers,loop]"):
         assert "there is no peers' way of ngdiff; there are" in told(asked, "methods=[ngdiff]")
