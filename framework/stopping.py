@@ -69,10 +69,12 @@ class Stopping:
         """Inside, a signal raises Asked on the rank that it reaches, without agreement.
 
         For hours of work after which nothing is left to save: the ranks that heard nothing are
-        ended by the launcher.
+        ended by the launcher. A signal from before raises it at once.
         """
         self._at_once = True
         try:
+            if self._seen:
+                raise Asked(LISTENED[self._seen - 1])
             yield
         finally:
             self._at_once = False

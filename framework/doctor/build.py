@@ -20,6 +20,7 @@ from .finding import Finding
 STALE = 10 * 60.0
 """Seconds after which nobody builds any more: the operators take about one minute."""
 NONE_BUILT = "none built yet"
+LOCKED = "build lock"
 PROGRAM = "#include <Python.h>\nint main() { return 0; }\n"
 
 
@@ -83,9 +84,9 @@ def awaited(*, on_gpu: bool) -> list[str]:
     `on_gpu`: gloo's sums need no operator there.
     """
     found = extensions()
-    wrong = [f"{x.name}: {x.found}; {x.remedy}" for x in found if x.state != "pass"]
-    if wrong or on_gpu or any(NONE_BUILT not in x.found for x in found):
-        return wrong
+    locks = [x for x in found if x.state != "pass" and x.name == LOCKED]
+    if locks or on_gpu or any(NONE_BUILT not in x.found for x in found):
+        return [f"{x.name}: {x.found}; {x.remedy}" for x in locks]
     return [f"DeepSpeed builds an operator in {_folder()}, once: about a minute"]
 
 
@@ -97,20 +98,21 @@ def _folder() -> Path:
 
 
 def _lock(lock: Path) -> Finding:
-    name = "build lock"
     try:
         age = time.time() - lock.stat().st_mtime
     except OSError:
-        return Finding(name, "pass", f"{lock} went away just now")
+        return Finding(LOCKED, "pass", f"{lock} went away just now")
     found = f"{lock}, {age / 60:.0f} minutes old"
     holder = _holder(lock)
     if holder is not None:
-        return Finding(name, "pass", f"{found}, held by process {holder}, which builds")
+        return Finding(LOCKED, "pass", f"{found}, held by process {holder}, which builds")
     if age < STALE:
         remedy = f"if nobody builds on another node: rm {shlex.quote(str(lock))}"
-        return Finding(name, "warn", f"{found}, held by no process here", remedy)
+        return Finding(LOCKED, "warn", f"{found}, held by no process here", remedy)
     remedy = f"rm {shlex.quote(str(lock))}"
-    return Finding(name, "fail", f"{found}, held by no process: whoever builds next hangs", remedy)
+    return Finding(
+        LOCKED, "fail", f"{found}, held by no process: whoever builds next hangs", remedy
+    )
 
 
 def _holder(lock: Path) -> int | None:

@@ -83,6 +83,7 @@ def test_a_folder_of_operators_that_cannot_be_made_fails(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file" / "below"))
     (found,) = build.extensions()
     assert (found.state, "TORCH_EXTENSIONS_DIR" in found.remedy) == ("fail", True)
+    assert build.awaited(on_gpu=True) == build.awaited(on_gpu=False) == []  # who builds is told
 
 
 def test_a_missing_compiler_and_a_missing_ninja_are_told(tmp_path, monkeypatch):

@@ -188,3 +188,7 @@ def test_work_that_leaves_nothing_to_save_ends_where_the_signal_finds_it() -> No
 
         os.kill(os.getpid(), signal.SIGTERM)  # afterwards it is only noted
         assert stopping.agreed() is signal.SIGTERM
+
+        with pytest.raises(Asked) as ended, stopping.at_once():
+            pytest.fail("a signal from before ended nothing")
+        assert ended.value.signal is signal.SIGTERM
