@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from framework import Benchmark, UnlearningTrainer
 from framework.averaging import WeightAveraging
-from framework.config import choices, compose, describe, plain
+from framework.config import choices, compose, describe, load, plain
 from framework.engine import Engine
 from framework.errors import ConfigError, require
 from framework.evaluation.attacks.attack import Attack
@@ -124,10 +124,6 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        if self.output == "":
-            raise ConfigError(
-                "output is empty; name a folder, or type output=null for one in runs/"
-            )
         require("hang_timeout", self.hang_timeout, at_least=0.0, below=math.inf)
         if not 0 < self.epochs < math.inf:
             raise ConfigError(f"epochs must be a number > 0, got {self.epochs:g}")
@@ -180,10 +176,15 @@ def parse(
     if options.help:
         print(help_text(entry, schema, about))
         raise SystemExit(0)
+    if entry == "eval" and options.config is not None and "trainer" in load(options.config):
+        raise ConfigError(f"{options.config} is a run's config; type run={options.config.parent}")
     overrides = [text for given in options.overrides for text in _model_by_name(given)]
     config = compose(
         entry, overrides, configs=CONFIGS, schema=schema, base=options.config, kinds=KINDS
     )
+    output = config.get("output")
+    if output is not None and not output.strip():
+        raise ConfigError("output is empty; name a folder, or leave it out")
     filled = _filled(config)
     if filled:
         config = compose(
@@ -333,9 +334,10 @@ def help_text(entry: str, schema: type, about: str) -> str:
             lines += _columns(f"{name}={default}", f"{kind}: {meaning}" if meaning else kind, width)
     if entry in OF_RUNS:
         lines += ["", "options"]
-        lines += _columns(
-            "--config FILE", "start from a resolved config, such as runs/x/config.yaml", width
-        )
+        own = "an evaluation's" if entry == "eval" else "a run's"
+        place = "runs/x/lume" if entry == "eval" else "runs/x"
+        told = f"start from {own} resolved config, such as {place}/config.yaml"
+        lines += _columns("--config FILE", told, width)
     if entry == "train":
         lines += _columns(
             "--dry-run", "say what would be done and needed; load nothing large", width

@@ -11,6 +11,7 @@
 # What a job asks for is in slurm/cluster.sh (SBATCH_OPTIONS). Prints the jobs' numbers.
 set -euo pipefail
 [ $# -gt 0 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
+[ -n "$1" ] || { echo "error: FOLDER is empty; see slurm/pipeline.sh" >&2; exit 2; }
 source slurm/cluster.sh
 
 folder=$1

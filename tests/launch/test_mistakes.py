@@ -22,7 +22,9 @@ SETTINGS = {
     "--config=nowhere.yaml": "no config file at nowhere.yaml",
     "max_steps=0": "max_steps must be at least 1 or null, got 0",
     "tuning.rank=8": "tuning=full has no setting 'rank', which is one of tuning=lora",
-    "output=": "output is empty; name a folder, or type output=null for one in runs/",
+    "output=": "output is empty; name a folder, or leave it out",
+    "output='  '": "output is empty; name a folder, or leave it out",
+    "tuning.RANK=8": "tuning=full has no setting 'RANK'; did you mean 'rank', which is one of tuni",
     "epochs=0": "epochs must be a number > 0, got 0",
     "batch_size=0": "batch_size must be at least 1, got 0",
     "optimizer.learning_rate=-1": "optimizer.learning_rate must be > 0, got -1",
@@ -284,6 +286,9 @@ def test_an_output_that_cannot_be_made_is_one_line(shell, tmp_path: Path) -> Non
         ("report", [], "the following arguments are required: runs; --help says what there is"),
         ("bench", ["training", "--config", "x"], "unknown option '--config'; there are --help"),
         ("attack", ["--config=x"], "unknown option '--config=x'; there are --help, and"),
+        ("eval", ["output="], "output is empty; name a folder, or leave it out"),
+        ("bench", ["count", "output="], "output is empty; name a folder, or leave it out"),
+        ("bench", ["training", "methods=[NPO]"], "methods: there is no 'NPO'; did you mean 'npo'?"),
         ("eval", ["--dry-run"], "unknown option '--dry-run'; there are --help, --config FILE, and"),
     ],
 )
@@ -291,6 +296,15 @@ def test_a_command_that_cannot_be_read_is_one_line(
     entry: str, arguments: list[str], message: str, shell
 ) -> None:
     assert shell.mistake(entry, *arguments).startswith(message)
+
+
+def test_an_evaluation_that_is_given_a_runs_config_asks_for_the_run(shell, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("trainer: npo\n")
+
+    assert shell.mistake("eval", f"--config={tmp_path}/config.yaml") == (
+        f"{tmp_path}/config.yaml is a run's config; type run={tmp_path}"
+    )
+    assert "an evaluation's resolved config" in shell.run("eval", "--help").out
 
 
 def test_evaluating_what_is_no_run_is_one_line(shell, tmp_path: Path) -> None:

@@ -177,3 +177,21 @@ def test_requeues_have_an_end(job: Job) -> None:
     assert ended.stderr == (
         "error: requeued 5 times (REQUEUES in slurm/cluster.sh); submit it again\n"
     )
+
+
+def test_a_pipeline_without_a_folder_submits_nothing(job: Job) -> None:
+    sbatch = job.folder / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/bash\necho 1\n")
+    sbatch.chmod(0o755)
+    ended = subprocess.run(
+        ["bash", "slurm/pipeline.sh", "", "benchmark=mini"],
+        cwd=ROOT,
+        env={"PATH": f"{job.folder}/bin:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: FOLDER is empty; see slurm/pipeline.sh\n"
