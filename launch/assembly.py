@@ -279,4 +279,5 @@ def _frozen(
         twin = source.wrap(copy.deepcopy(model.module), model.tokenizer)
     twin.module.requires_grad_(False)
     twin.move(distributed.device())
+    twin.check_packing()
     return twin
