@@ -22,12 +22,20 @@ ASKED = "asked_positions"
 """The argument of a forward pass, [S]; every block hands it on to its attention."""
 _WHOLE = "all_states"
 PARTS = frozenset({"self_attn", "post_attention_layernorm", "mlp"})
+BESIDE = frozenset(
+    {
+        *("input_layernorm", "post_self_attn_layernorm"),
+        *("pre_feedforward_layernorm", "post_feedforward_layernorm", "post_mlp_layernorm"),
+        *("dropout", "resid_attn_dropout", "resid_mlp_dropout"),
+    }
+)
+"""What a block may have beside them; of others (Gemma 3n, Gemma 4) some read tables of all `T`."""
 
 
 def narrow(last: nn.Module | None) -> bool:
     """Have a model's last block heed `ASKED`; False where it is not known how."""
     block: Any = last
-    if block is None or not {name for name, _ in block.named_children()} >= PARTS:
+    if block is None or not PARTS <= {name for name, _ in block.named_children()} <= PARTS | BESIDE:
         return False
     if _take not in block._forward_pre_hooks.values():  # noqa: SLF001 - told nowhere else
         block.register_forward_pre_hook(_take, with_kwargs=True)

@@ -6,6 +6,7 @@ computed again in test_recomputation.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,9 @@ import torch
 from families import EXACT, family, language_model
 from torch import Tensor, nn
 
-from framework import LanguageModel, Rows
+from framework import LanguageModel, Rows, last_block
+from framework.modules import final_block
+from framework.packing_check import few_as_all
 from framework.shared import pack
 
 KNOWN = {
@@ -24,6 +27,18 @@ KNOWN = {
     *("gemma", "gemma3_text", "mixtral", "starcoder2"),
 }
 ROWS = tiny.rows(6, name="few")
+MORE = {
+    "gemma3n_text": {
+        "head_dim": 8,
+        "vocab_size_per_layer_input": 64,
+        "hidden_size_per_layer_input": 4,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["full_attention"] * 2,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": None,
+    },
+    "gemma4_text": {},
+}
 
 
 @contextmanager
@@ -54,6 +69,11 @@ def test_a_known_familys_last_block_feeds_forward_what_is_scored_alone(name: str
     if found:  # elsewhere it has another name
         assert found == [every, some if name in KNOWN else every, every, every]
     assert name not in KNOWN or found
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_block_with_parts_that_nobody_knows_is_not_asked_for_some_positions(name: str) -> None:
+    assert not last_block.narrow(final_block(family(name, **MORE[name])))
 
 
 def gradients(model: LanguageModel, rows: Rows) -> list[Tensor]:
@@ -121,3 +141,25 @@ def test_a_block_that_reads_fewer_tokens_otherwise_or_cannot_reads_them_all(
     with model.evaluating(), tokens_fed(model) as found:
         model.logits(rows)
     assert found == [len(rows.input_ids)] * 2
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.distributed.DistBackendError])
+def test_too_little_memory_or_another_ranks_end_is_not_taken_for_a_block_that_cannot(
+    kind: type[Exception],
+) -> None:
+    model = tiny.language_model()
+
+    def ends(_rows: Rows) -> Tensor:
+        raise kind("at its end")
+
+    with pytest.raises(kind, match="at its end"):
+        few_as_all(ends, model.logits, model.device)
+
+
+@pytest.mark.parametrize("first", [math.nan, math.inf, 1.0])
+def test_what_is_no_number_is_not_what_reading_all_positions_gives(first: float) -> None:
+    found, right = torch.ones(5), torch.ones(5)
+    found[0] = first
+    found[1] = right[1] = math.nan
+    alike = few_as_all(lambda _: found, lambda _: right, torch.device("cpu"))
+    assert alike == math.isfinite(first)
