@@ -9,7 +9,8 @@ backward pass needs it: the same numbers, bit for bit.
 
 from __future__ import annotations
 
-from types import MethodType, SimpleNamespace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,16 +24,17 @@ PARTS = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})
 
 
 def keep_less(module: nn.Module) -> None:
-    """Have the gated layers in it keep less."""
+    """Have the gated layers in it keep less, but for those that somebody else has changed."""
     for part in module.modules():
-        if is_gated(part):
-            part.forward = MethodType(_forward, part)  # of the instance alone
+        if "forward" not in vars(part) and is_gated(part) and not _is_watched(part.act_fn):
+            part.forward = partial(_forward, part)  # of the instance alone
 
 
 def as_published(module: nn.Module) -> None:
     """Take `keep_less` back."""
     for part in module.modules():
-        if isinstance(vars(part).get("forward"), MethodType) and is_gated(part):
+        own = vars(part).get("forward")
+        if isinstance(own, partial) and own.func is _forward:
             del part.forward
 
 
@@ -48,9 +50,14 @@ def is_gated(part: nn.Module) -> bool:
     )
     try:
         found: object = type(part).forward(numbers, 3)
-    except (AttributeError, TypeError):  # it is more than these four
-        return False
-    return found == 3 * (7 * 7 * 4) + 2 and _keeps_its_input(part.act_fn)
+        return found == 3 * (7 * 7 * 4) + 2 and _keeps_its_input(part.act_fn)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False  # it is more than these four, or its function takes other tables
+
+
+def _is_watched(act: nn.Module) -> bool:
+    """Whether somebody's hooks are called with it, past which it would be computed."""
+    return bool(act._forward_hooks or act._forward_pre_hooks)  # noqa: SLF001 - told nowhere else
 
 
 def _keeps_its_input(act: Any) -> bool:
@@ -62,7 +69,7 @@ def _keeps_its_input(act: Any) -> bool:
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
-        given = torch.ones(2, device="cpu", requires_grad=True) * 1.0
+        given = torch.ones(1, 2, 2, device="cpu", requires_grad=True) * 1.0
         result = act.forward(given)
     return set(kept) == {storage_of(given)} and storage_of(result) != storage_of(given)
 

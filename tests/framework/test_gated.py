@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -101,6 +102,62 @@ def test_a_copy_of_a_model_has_its_own_weights() -> None:
         for parameter in model.module.parameters():
             parameter.zero_()
     assert twin.logits(ROWS).abs().max() > 0
+
+
+def test_a_copy_of_a_model_computes_with_its_own_parts_alone() -> None:
+    model = tiny.language_model()
+    twin = copy.deepcopy(model.module)
+    mine = {id(part) for part in twin.modules()}
+    held = [vars(part)["forward"].args[0] for part in twin.modules() if is_gated(part)]
+    assert len(held) == 2
+    assert all(id(part) in mine for part in held)
+
+
+def test_a_model_that_has_been_read_is_written_and_read_whole() -> None:
+    model, file = tiny.language_model(), io.BytesIO()
+    torch.save(model.module, file)
+    file.seek(0)
+    found = tiny.wrapped(torch.load(file, weights_only=False))
+    assert torch.equal(found.logits(ROWS), model.logits(ROWS))
+
+
+def test_a_forward_that_somebody_gave_one_layer_stays_its_own() -> None:
+    module = tiny.module()
+    mlp = module.model.layers[0].mlp
+    mlp.forward = own = lambda states: 0 * states
+    keep_less(module)
+    assert mlp.forward is own
+    as_published(module)
+    assert mlp.forward is own
+
+
+def test_a_function_whose_calls_somebody_watches_is_called() -> None:
+    module, calls = tiny.module(), Counter[str]()
+    first, second = (block.mlp.act_fn for block in module.model.layers)
+    first.register_forward_hook(lambda *_: calls.update(["after"]))
+    second.register_forward_pre_hook(lambda *_: calls.update(["before"]))
+    tiny.wrapped(module).logits(ROWS)
+    assert calls == {"after": 1, "before": 1}
+
+
+class OfTokens(nn.Module):
+    """A function of tables [1, T, inner], or of others than the first we try."""
+
+    def __init__(self, error: type[Exception] | None) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, states: Tensor) -> Tensor:
+        if self.error is not None and states.numel() == 4:
+            raise self.error
+        return nn.functional.silu(states) * states.mean((1, 2), keepdim=True)
+
+
+@pytest.mark.parametrize("error", [None, IndexError, RuntimeError, ValueError])
+def test_a_function_of_other_tables_than_those_it_is_tried_on_is_left_alone(
+    error: type[Exception] | None,
+) -> None:
+    assert not is_gated(layer(OfTokens(error)))
 
 
 def test_no_layer_is_left_behind() -> None:
