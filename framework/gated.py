@@ -55,7 +55,7 @@ def is_gated(part: nn.Module) -> bool:
         return False  # it is more than these four, or its function takes other tables
 
 
-def _is_watched(act: nn.Module) -> bool:
+def _is_watched(act: Any) -> bool:
     """Whether somebody's hooks are called with it, past which it would be computed."""
     return bool(act._forward_hooks or act._forward_pre_hooks)  # noqa: SLF001 - told nowhere else
 

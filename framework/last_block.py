@@ -3,9 +3,11 @@
     x [T]  ->  h = x + attention(norm(x))  [S]  ->  h + mlp(norm(h))  [S]  ->  final norm, head
 
 Behind the last attention no token looks at another. So its output is taken at the `S` positions
-that are asked for, and residual, feed-forward layers and final norm are computed there alone;
-queries, keys and values at all `T`, as others look at those. Hooks do it, in a forward pass that is
-told the positions (`ASKED`), and leave all others as they are: a block stays transformers' own.
+that are asked for, and residual, feed-forward layers and final norm are computed there alone; the
+norm before attention and all of attention, its output projection too, at all `T`. Hooks do it, in a
+forward pass that is told the positions (`ASKED`), and leave all others as they are: a block stays
+transformers' own. Somebody's own hooks on the last block see [1, S, D] in such a pass, and those on
+its first norm two calls, of `T` tokens and of `S`.
 
 Known by the names of its parts: `self_attn`, `post_attention_layernorm` and `mlp` one after the
 other, as in Llama, Mistral, Mixtral, Qwen, Gemma, OLMo and Phi-3. Where both read the same norm
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 ASKED = "asked_positions"
 """The argument of a forward pass, [S]; every block hands it on to its attention."""
+STATES = "hidden_states"
 _WHOLE = "all_states"
 PARTS = frozenset({"self_attn", "post_attention_layernorm", "mlp"})
 BESIDE = frozenset(
@@ -52,18 +55,22 @@ def _take(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     places = kwargs.get(ASKED)
     if places is None:
         return None
-    states, *others = args
+    states = args[0] if args else kwargs[STATES]
     norm = dict(block.named_children()).get("input_layernorm")  # OLMo 2 has none
     whole = states if norm is None else norm(states)
-    return (states[:, places], *others), {**kwargs, _WHOLE: whole}
+    return _call(states[:, places], args, {**kwargs, _WHOLE: whole})
 
 
 def _give(_attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     if _WHOLE not in kwargs:
         return None
     left = {name: given for name, given in kwargs.items() if name != _WHOLE}
-    whole = kwargs[_WHOLE]
-    return ((whole, *args[1:]), left) if args else ((), {**left, "hidden_states": whole})
+    return _call(kwargs[_WHOLE], args, left)
+
+
+def _call(states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The same call with these states, which come first or by their name."""
+    return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, STATES: states})
 
 
 def _cut(

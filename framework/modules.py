@@ -45,8 +45,9 @@ def _place_of_blocks(module: transformers.PreTrainedModel) -> tuple[nn.Module, s
     """The decoder, and what it calls the list of its blocks; raises ModelError without one."""
     decoder, count, found = _lists_of_blocks(module)
     if len(found) != 1:
+        blocks = "decoder blocks" if count is None else f"{count} decoder blocks"
         raise ModelError(
-            f"{type(decoder).__name__} has no list of its {count} decoder blocks, so that hidden "
+            f"{type(decoder).__name__} has no list of its {blocks}, so that hidden "
             "states cannot be read; use another model family (Llama, OLMo, Qwen, Mistral, Phi, "
             "Gemma 3, GPT-2, GPT-NeoX), or a method that reads none"
         )
@@ -60,10 +61,15 @@ def final_block(module: transformers.PreTrainedModel) -> nn.Module | None:
     return None if blocks is None else blocks[-1]
 
 
-def _lists_of_blocks(module: transformers.PreTrainedModel) -> tuple[nn.Module, int, list[str]]:
+def _lists_of_blocks(
+    module: transformers.PreTrainedModel,
+) -> tuple[nn.Module, int | None, list[str]]:
     """The decoder, how many blocks it has, and the names of what may be their list."""
     decoder = module.get_decoder()
-    count = module.config.get_text_config().num_hidden_layers
+    try:
+        count = module.config.get_text_config().num_hidden_layers
+    except (AttributeError, ValueError):  # it has several decoders: Blt, Musicgen
+        count = None
     lists = [(n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList)]
     return decoder, count, [name for name, blocks in lists if len(blocks) == count]
 

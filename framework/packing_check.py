@@ -1,4 +1,4 @@
-"""Whether a model reads packed rows as if each were alone, found out on rows of a few tokens."""
+"""What a model reads right, found out on a few tokens: packed rows apart, shared, or in part."""
 
 from __future__ import annotations
 

@@ -10,11 +10,12 @@ import tiny
 import torch
 from families import EXACT, family
 from families import language_model as wrapped
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
 from framework import FrozenReference, LanguageModel, Row, Rows
 from framework.encoding import encode_prompt
 from framework.errors import ConfigError, ModelError
+from framework.modules import final_block
 from framework.prompt_format import PromptFormat
 from framework.scores import TokenScores
 
@@ -177,6 +178,20 @@ def test_a_model_without_a_list_of_blocks_is_refused_in_one_line():
     model.module.config.num_hidden_layers = 5
     with pytest.raises(ModelError, match=r"LlamaModel has no list of its 5 decoder blocks") as said:
         model.hidden_states(Rows.pack(ROWS), 1)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("error", [AttributeError, ValueError])
+def test_a_model_that_tells_no_number_of_blocks_can_be_wrapped_and_is_refused_in_one_line(error):
+    class Untold(LlamaConfig):
+        def get_text_config(self, *_args):  # as of Blt, of Musicgen
+            raise error
+
+    module = tiny.module()
+    module.config.__class__ = Untold
+    assert final_block(module) is None
+    with pytest.raises(ModelError, match=r"LlamaModel has no list of its decoder blocks,") as said:
+        tiny.wrapped(module).hidden_states(Rows.pack(ROWS), 1)
     assert "\n" not in str(said.value)
 
 

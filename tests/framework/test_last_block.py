@@ -101,6 +101,26 @@ def test_a_second_reader_of_a_module_leaves_its_last_block_as_the_first_left_it(
         assert torch.equal(tiny.wrapped(first.module).logits(rows), right)
 
 
+class Named(nn.Module):
+    """Hands its tokens on by their name."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states: Tensor, **given: Any) -> Any:
+        return self.inner(hidden_states=states, **given)
+
+
+def test_a_block_that_is_given_its_tokens_by_name_reads_the_same() -> None:
+    model, rows = tiny.language_model(), Rows.pack(ROWS)
+    right, blocks = model.logits(rows), model.module.model.layers
+    blocks[-1] = Named(blocks[-1])
+    with tokens_fed(model) as found:
+        assert torch.equal(model.logits(rows), right)
+    assert found == [len(rows.input_ids), len(rows.scored)]
+
+
 class Placed(nn.Module):
     """Feed-forward layers that look at where in the pack a token lies."""
 
