@@ -136,14 +136,12 @@ class Watch:
             self._benchmark = _sample(config, parts.benchmark)
             self._references = _of_sample(references, self._benchmark)
             self._name += f"_{config.evaluate_rows}_rows"
-        self._last: int | None = None
 
     def measure(self, step: int) -> None:
         """Measure the model as it is, record what is found, keep it if it is the best."""
         measured = measure(self._benchmark, self._parts.model, self._references)
         self._kept.offer(step, measured.metrics)
         self._tracker.log_evaluation(step, measured.metrics, benchmark=self._name)
-        self._last = step
 
     def was_measured(self, step: int) -> bool:
         """Whether that step's numbers are on record; every rank must ask."""
@@ -156,7 +154,7 @@ class Watch:
     def finish(self, step: int) -> None:
         """After the last step: the run's model is in its place."""
         self._kept.write_newest(step)  # first: how long an evaluation takes may not be known yet
-        unseen = self._best_wanted and self._last != step
+        unseen = self._best_wanted and not self.was_measured(step)
         if unseen and self._kept.limit.room_for("evaluation"):
             self.measure(step)
 

@@ -140,8 +140,7 @@ def run(
         )
         done = parts.trainer.steps_done
         if asked is None:
-            watch.finish(done)
-            asked = stopping.agreed() if config.evaluate and config.save_every else None
+            asked = finish(config, watch, done, stopping)
         if asked is not None:
             if asked is signal.SIGUSR1:
                 tracker.preempting()
@@ -174,6 +173,21 @@ def run(
     finally:
         tracker.finish(exit_code)
         parts.engine.close()
+
+
+def finish(
+    config: DictConfig, watch: Watch, step: int, stopping: Stopping
+) -> signal.Signals | None:
+    """Put the run's model in its place; gives the signal that ends the run before it is measured.
+
+    Only where the last step has a checkpoint to go on from.
+    """
+    try:
+        with stopping.heeded() if config.save_every else nullcontext():
+            watch.finish(step)
+    except Asked as ended:
+        return ended.signal
+    return stopping.agreed() if config.evaluate and config.save_every else None
 
 
 def stopped(done: int, steps: int, checkpoints: Checkpoints) -> str:

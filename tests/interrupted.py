@@ -11,13 +11,15 @@ from framework.language_model import LanguageModel
 
 
 class Interrupted(Mini):
-    """Mini, but the first time it measures it is warned of the end by SIGUSR1."""
+    """Mini, but one time that it measures, the first as a rule, it is warned of the end."""
 
-    warned = False
+    left: int | None = 0
+    """How often it measures before; None: it is not warned, or was."""
 
     def measure(self, model: LanguageModel, gold: Evaluation | None = None) -> Evaluation:
-        """Mini's numbers, the second time."""
-        if not Interrupted.warned:
-            Interrupted.warned = True
+        """Mini's numbers; SIGUSR1 arrives as it begins."""
+        left = Interrupted.left
+        Interrupted.left = left - 1 if left else None  # the signal may end it right there
+        if left == 0:
             os.kill(os.getpid(), signal.SIGUSR1)
         return super().measure(model, gold)

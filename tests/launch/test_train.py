@@ -171,6 +171,7 @@ def test_a_run_that_is_warned_while_it_measures_ends_and_measures_again(
     shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LETHE_STOP_FILE", str(tmp_path / "stopped"))
+    monkeypatch.setattr(Interrupted, "left", 0)
     arguments = shell.small(
         *("trainer=finetune", "finetune_on=target", "max_steps=2", "save_every=2"),
         *("benchmark.class=interrupted.Interrupted", f"output={tmp_path / 'run'}"),
@@ -202,7 +203,7 @@ def test_a_signal_in_an_evaluation_in_training_is_answered_there_and_nothing_is_
         return kept, json.loads((run / "best.json").read_text())
 
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    monkeypatch.setattr(Interrupted, "warned", False)
+    monkeypatch.setattr(Interrupted, "left", 0)
     first = shell.run("train", *arguments, f"output={run}")
     assert (first.code, (tmp_path / "stopped").read_text()) == (0, "2\n")
     assert "SIGUSR1: stopped after step 2 of 4; resume=auto goes on from there" in first.err
@@ -215,6 +216,41 @@ def test_a_signal_in_an_evaluation_in_training_is_answered_there_and_nothing_is_
     assert steps_in(run) == [1, 2, 2, 3, 4, 4]
     assert left(run) == left(undisturbed)
     assert same(weights(run), weights(undisturbed))
+
+
+@pytest.mark.parametrize(
+    ("measured_before", "steps", "told"),
+    [
+        (1, [1, 2, 2, 3, 4], "stopped after step 4 of 4"),
+        (2, [1, 2, 2, 3, 4, 4], "measures the mod"),
+    ],
+)
+def test_a_signal_after_the_last_step_has_nothing_measured_twice(
+    measured_before: int,
+    steps: list[int],
+    told: str,
+    shell,
+    evaluation,
+    monkeypatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("LETHE_STOP_FILE", str(tmp_path / "stopped"))
+    monkeypatch.setattr(Interrupted, "left", measured_before)
+    run = tmp_path / "run"
+    arguments = shell.small(
+        *("trainer=finetune", "finetune_on=target", "max_steps=4", "save_every=2"),
+        *("evaluate_every=2", "keep_best=retain/rouge", f"output={run}"),
+        "benchmark.class=interrupted.Interrupted",
+    )
+    first = shell.run("train", *arguments)
+    assert (first.code, (tmp_path / "stopped").read_text()) == (0, "4\n")
+    assert told in first.err
+    assert steps_in(run) == steps
+
+    second = shell.run("train", *arguments, "resume=auto")
+    assert second.code == 0, second.err
+    assert steps_in(run) == [1, 2, 2, 3, 4, 4, 4]  # trained, chosen among, measured at the end
+    assert evaluation(run)["metrics"]["retain/rouge"] is not None
 
 
 def test_the_result_is_a_plain_transformers_model(whole: Path) -> None:
