@@ -1,13 +1,12 @@
-"""Counts the collectives of single steps under ZeRO, in one process group.
+"""Counts the collectives of single steps under ZeRO, in one process group (see `worker.py`).
 
-torchrun --nproc_per_node 2 collectives_worker.py RESULTS.json
+What is counted is all here: it is asked for no cases.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import sys
 from collections.abc import Callable
 from inspect import getclosurevars
 from pathlib import Path
@@ -148,23 +147,14 @@ STAGES = {
 }
 
 
-def main() -> None:
+def main(asked: Path, found: Path) -> None:
     """Measure everything; rank 0 writes it."""
-    distributed.connect()
-    try:
-        results: dict[str, Any] = {"remembered": remembered()}
-        results |= {
-            f"{name} {done}": measured(stage, precision, work, released=released)
-            for name, (stage, precision, released) in STAGES.items()
-            for done, work in WORK.items()
-        }
-        if distributed.is_main():
-            Path(sys.argv[1]).write_text(json.dumps(results))
-    finally:
-        distributed.barrier()
-        distributed.disconnect()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    del asked
+    results: dict[str, Any] = {"remembered": remembered()}
+    results |= {
+        f"{name} {done}": measured(stage, precision, work, released=released)
+        for name, (stage, precision, released) in STAGES.items()
+        for done, work in WORK.items()
+    }
+    if distributed.is_main():
+        found.write_text(json.dumps(results))

@@ -1,14 +1,11 @@
 """Interrupts runs under ZeRO, takes them up in new objects and compares with runs that went on.
 
-    torchrun --nproc_per_node 2 resume_worker.py CASES.json RESULTS.json
-
-A case is a dict (see `Case`). Two further results are of failures that one process alone meets:
-`full disk` and `other world size`.
+A case is a dict (see `Case`); `worker.py` starts both ranks. Two further results are of failures
+that one process alone meets: `full disk` and `other world size`.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -335,38 +332,27 @@ def kept_without_space(folder: Path) -> str:
     return ""
 
 
-def main() -> None:
+def main(asked: Path, file: Path) -> None:
     """Run all cases; rank 0 writes everybody's results after each one."""
-    cases = [Case(**case) for case in json.loads(Path(sys.argv[1]).read_text())]
-    file = Path(sys.argv[2])
+    cases = [Case(**case) for case in json.loads(asked.read_text())]
     results: dict[str, Any] = {}
-    gc.freeze()  # each new engine of DeepSpeed's collects garbage, among all that was imported
-    distributed.connect()
 
     def record(name: str, result: Any) -> None:
         results[name] = distributed.all_gather_objects(result)
         if distributed.is_main():
             file.write_text(json.dumps(results))
 
-    try:
-        for case in cases:
-            print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
-            record(case.name, measure(case, file.parent / case.name))
-        record("other world size", other_world_size(file.parent / "alone"))
-        for stage in "23":
-            name = f"asked while measured, zero-{stage}"
+    for case in cases:
+        print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
+        record(case.name, measure(case, file.parent / case.name))
+    record("other world size", other_world_size(file.parent / "alone"))
+    for stage in "23":
+        name = f"asked while measured, zero-{stage}"
+        print(name, file=sys.stderr)  # noqa: T201
+        record(name, asked_while_measured(stage, file.parent / name))
+    record("kept file", kept_without_space(file.parent))
+    for stage in "023":
+        for rank in (0, 1):
+            name = f"full disk of rank {rank}, zero-{stage}"
             print(name, file=sys.stderr)  # noqa: T201
-            record(name, asked_while_measured(stage, file.parent / name))
-        record("kept file", kept_without_space(file.parent))
-        for stage in "023":
-            for rank in (0, 1):
-                name = f"full disk of rank {rank}, zero-{stage}"
-                print(name, file=sys.stderr)  # noqa: T201
-                record(name, full_disk(stage, rank, file.parent / name))
-    finally:
-        distributed.disconnect()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+            record(name, full_disk(stage, rank, file.parent / name))

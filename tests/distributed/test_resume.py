@@ -1,20 +1,17 @@
 """A run that was interrupted and taken up equals one that went on, bit for bit.
 
 Ten steps of NPO x BLUR x SAM under AdamW, with dropout, warm-up and decay, against the checkpoint
-after five, everything built anew, and five more. Under ZeRO one torchrun runs every case
-(`resume_worker.py`); the tests look at what it wrote.
+after five, everything built anew, and five more. Under ZeRO two ranks run every case
+(`resume_worker.py`); the tests look at what they wrote.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -23,11 +20,10 @@ from framework.parts import Weighting, Weights
 from framework.vectors import Gram
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parents[1]
 sys.path.insert(0, str(FOLDER))
 from resume_worker import HALF, STEPS, Case, go_on, measure, same, start  # noqa: E402 - it lies beside
 
-pytestmark = pytest.mark.timeout(600)  # DeepSpeed may compile an operator at its first use
+pytestmark = pytest.mark.timeout(1900)  # of all workers: see conftest.py
 
 LOCAL = [
     Case("none"),
@@ -53,49 +49,13 @@ ZERO = [
     Case("2", optimizer="muon", offload="cpu"),
     Case("2", retain="kl"),
 ]
+WORKER, ASKED = "resume_worker", [asdict(case) for case in ZERO]
 FULL_DISKS = [(stage, rank) for stage in "023" for rank in (0, 1)]
 
 
 def by_name(case: Case) -> str:
     """The test's id."""
     return case.name
-
-
-class Session(NamedTuple):
-    """What every rank found, by case, and what the ranks said."""
-
-    results: dict[str, list[Any]]
-    folder: Path
-    log: str
-
-    def __getitem__(self, name: str) -> list[Any]:
-        assert name in self.results, f"the worker did not get so far:\n{self.log[-4000:]}"
-        return self.results[name]
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """All cases in one process group of two."""
-    folder = tmp_path_factory.mktemp("resume")
-    asked, found = folder / "cases.json", folder / "results.json"
-    asked.write_text(json.dumps([asdict(case) for case in ZERO]))
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run"),
-            *("--standalone", "--nproc_per_node", "2"),
-            *(str(FOLDER / "resume_worker.py"), str(asked), str(found)),
-        ],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=540,
-        check=False,
-    )
-    results = json.loads(found.read_text()) if found.is_file() else {}
-    assert results, done.stdout[-4000:]
-    return Session(results, folder, f"exit code {done.returncode}\n{done.stdout}")
 
 
 def check(found: Mapping[str, Any]) -> None:
@@ -113,7 +73,7 @@ def test_in_one_process_ten_steps_are_five_and_five(case: Case, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("case", ZERO, ids=by_name)
-def test_under_zero_ten_steps_are_five_and_five(case: Case, session: Session) -> None:
+def test_under_zero_ten_steps_are_five_and_five(case: Case, session) -> None:
     for found in session[case.name]:
         check(found)
 
@@ -171,7 +131,7 @@ def test_writing_checkpoints_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("stage", "rank"), FULL_DISKS)
 def test_a_full_disk_of_one_rank_is_an_error_on_all_and_leaves_what_was(
-    stage: str, rank: int, session: Session
+    stage: str, rank: int, session
 ) -> None:
     for found in session[f"full disk of rank {rank}, zero-{stage}"]:
         assert found["message"].startswith("the checkpoint step-00000001 could not be written")
@@ -181,18 +141,18 @@ def test_a_full_disk_of_one_rank_is_an_error_on_all_and_leaves_what_was(
         assert found["again"] == "step-00000001"
 
 
-def test_a_kept_file_that_one_rank_cannot_write_is_an_error_on_all(session: Session) -> None:
+def test_a_kept_file_that_one_rank_cannot_write_is_an_error_on_all(session) -> None:
     for message in session["kept file"]:
         assert message.startswith("it could not be written to ")
         assert message.endswith("; free some space")
 
 
-def test_a_checkpoint_of_one_process_is_refused_by_two(session: Session) -> None:
+def test_a_checkpoint_of_one_process_is_refused_by_two(session) -> None:
     for message in session["other world size"]:
         assert "was written by 1 process, this run has 2; start it with 1" in message
 
 
-def test_a_checkpoint_of_two_processes_is_refused_by_one(session: Session, tmp_path: Path) -> None:
+def test_a_checkpoint_of_two_processes_is_refused_by_one(session, tmp_path: Path) -> None:
     written = session.folder / "zero-2" / "checkpoints" / "step-00000005"
     alone = start(Case("none"), tmp_path)
     message = "was written by 2 processes, this run has 1; start it with 2 (torchrun"
@@ -205,7 +165,7 @@ def test_a_checkpoint_of_two_processes_is_refused_by_one(session: Session, tmp_p
 
 @pytest.mark.parametrize("stage", ["2", "3"])
 def test_a_signal_to_one_rank_in_an_evaluation_ends_it_on_all_and_the_next_start_makes_up_for_it(
-    stage: str, session: Session
+    stage: str, session
 ) -> None:
     ranks = session[f"asked while measured, zero-{stage}"]
     # under ZeRO-3 a rank without a pack takes another's pass

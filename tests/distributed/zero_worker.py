@@ -1,14 +1,12 @@
 """Runs cases under ZeRO in one process group and compares each with LocalEngine.
 
-    torchrun --nproc_per_node 2 zero_worker.py CASES.json RESULTS.json
-
 A case is a dict (see `Case`): a composition of what is in configs/, or made of tiny.py's tables,
 which hold what no config says. The result is a dict of what was measured (see `measure`).
+`worker.py` starts both ranks.
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import math
@@ -16,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -280,17 +277,30 @@ def difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> 
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-def local(case: Case) -> Trained:
-    """What is right: the same case in one process, every row in this process.
+def in_one_process(case: Case) -> Case:
+    """The case as it is run in one process, every row in it: what is right.
 
     In fp32 the rows are cut into other micro-batches than the ranks', which must not matter. In
     bf16 each micro-batch's gradient is rounded, so there they are the ranks' own.
     """
-    return _local(replace(case, stage="0", offload="none", chunked=False, recomputed=False))
+    return replace(case, stage="0", offload="none", chunked=False, recomputed=False)
 
 
-@cache
-def _local(case: Case) -> Trained:
+def right_of(cases: Sequence[Case]) -> dict[Case, Trained]:
+    """What is right of each case; every rank works out its share, and all know all."""
+    distinct = list(dict.fromkeys(map(in_one_process, cases)))
+    mine = distinct[distributed.rank() :: distributed.world_size()]
+    with distributed.alone():
+        own = {case: local(case) for case in mine}
+    compositions.plan_of.cache_clear()  # what ranks select together, none may have selected alone
+    return {
+        case: found for part in distributed.all_gather_objects(own) for case, found in part.items()
+    }
+
+
+def local(case: Case) -> Trained:
+    """The case under LocalEngine."""
+
     def engine_of(model: LanguageModel, optimizer: Optimizer) -> LocalEngine:
         return LocalEngine(
             LocalEngine.Config(),
@@ -299,8 +309,8 @@ def _local(case: Case) -> Trained:
             precision=case.precision,  # type: ignore[arg-type]
         )
 
-    with distributed.alone():
-        return run(case, engine_of, as_ranks=2 if case.precision == "bf16" else None)[1]
+    print(case.name, "in one process", file=sys.stderr)  # noqa: T201
+    return run(case, engine_of, as_ranks=2 if case.precision == "bf16" else None)[1]
 
 
 def sharded(case: Case) -> tuple[ZeroEngine, Trained]:
@@ -331,9 +341,8 @@ def in_chunks() -> Iterator[None]:
         head.WHOLE, head.CHUNK, head.TOKENS = before
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(case: Case, right: Trained) -> dict[str, Any]:
     """Everything that the tests look at, the worst over the ranks."""
-    right = local(case)
     engine, found = sharded(case)
     apart = torch.tensor(
         [difference(found.weights, right.weights), metrics_apart(found, right)],
@@ -439,27 +448,18 @@ def missing(case: Case, engine: ZeroEngine) -> list[str]:
     return [name for name in PRIVATE[layout] if name not in dir(optimizer)]
 
 
-def main() -> None:
+def main(asked: Path, found: Path) -> None:
     """Run all cases; rank 0 writes the results after each one."""
-    cases = [Case(**case) for case in json.loads(Path(sys.argv[1]).read_text())]
-    results: dict[str, Any] = {}
-    gc.freeze()  # each new engine of DeepSpeed's collects garbage, among all that was imported
-    distributed.connect()
-    try:
-        results["combined"] = together()
-        results["agreed"] = agreed()
-        results["in_shares"] = in_shares(Path(sys.argv[2]).parent)
-        results["of_all_kinds"] = of_all_kinds()
-        for case in cases:
-            print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
-            results[case.name] = measure(case)
-            if distributed.is_main():
-                Path(sys.argv[2]).write_text(json.dumps(results))
-    finally:
-        distributed.barrier()
-        distributed.disconnect()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    cases = [Case(**case) for case in json.loads(asked.read_text())]
+    results: dict[str, Any] = {
+        "combined": together(),
+        "agreed": agreed(),
+        "in_shares": in_shares(found.parent),
+        "of_all_kinds": of_all_kinds(),
+    }
+    right = right_of(cases)
+    for case in cases:
+        print(case.name, file=sys.stderr)  # noqa: T201 - the last one is where it broke
+        results[case.name] = measure(case, right[in_one_process(case)])
+        if distributed.is_main():
+            found.write_text(json.dumps(results))
