@@ -57,7 +57,8 @@ def is_gated(part: nn.Module) -> bool:
 
 def _is_watched(act: Any) -> bool:
     """Whether somebody's hooks are called with it, past which it would be computed."""
-    return bool(act._forward_hooks or act._forward_pre_hooks)  # noqa: SLF001 - told nowhere else
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(vars(act)[kind] for kind in kinds)
 
 
 def _keeps_its_input(act: Any) -> bool:

@@ -207,6 +207,7 @@ class LanguageModel(Reader):
         """This rank's pieces, to be worked through; raises Asked where a signal is heeded.
 
         Every rank asks after every piece, and once more where it has one fewer: all leave together.
+        Who goes through them calls no collective of its own in between, where a signal is heeded.
         """
         mine = self._share(pieces)
         for piece in progress(mine, description=description):
@@ -261,7 +262,7 @@ class LanguageModel(Reader):
     def _anyone(self, left: int) -> bool:
         """Whether any row goes on: of any rank, where all must run the same forward passes.
 
-        None at a signal that is heeded: nobody will look at the answers.
+        Not so at a signal that is heeded: nobody will look at the answers.
         """
         if heard(together=self.partitioned):
             return False

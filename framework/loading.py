@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
+from .distributed import launcher_rank
 from .errors import ConfigError, ModelError
 from .language_model import LanguageModel
 from .prompt_format import PromptFormat
@@ -309,7 +310,7 @@ def check_there(path: str, revision: str | None = None) -> None:
         raise ModelError(
             f"there is no folder {path!r}; {parts[0]!r} is a folder here, so the hub is not asked"
         )
-    if not is_offline_mode():
+    if launcher_rank() == 0 and not is_offline_mode():  # the processes have not met
         say(f"{path} is not on this machine: asking the hub for it")
 
 

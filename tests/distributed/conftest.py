@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -73,7 +74,10 @@ class Ranks:
     def found(self, worker: str) -> Session:
         """What the worker measured, when both processes have ended."""
         left = self._started + LIMIT - time.monotonic()
-        code = self._launcher.wait(timeout=max(1, left))
+        try:
+            code = self._launcher.wait(timeout=max(1, left))
+        except subprocess.TimeoutExpired:  # what they said tells where, what they wrote counts
+            code = self._stop()
         self._reader.join()
         log = f"exit code {code}\n{self._said}"
         file = self._folder / f"{worker}.results.json"
@@ -82,10 +86,14 @@ class Ranks:
 
     def end(self) -> None:
         """Stop them, done or not."""
-        self._launcher.terminate()  # which ends both
-        self._launcher.wait()
+        self._stop()
         self._reader.join()
         self._place.cleanup()
+
+    def _stop(self) -> int:
+        """End both; at SIGINT, since a SIGTERM in a build of DeepSpeed's leaves its lock behind."""
+        self._launcher.send_signal(signal.SIGINT)
+        return self._launcher.wait()
 
 
 RANKS = pytest.StashKey[Ranks]()

@@ -140,6 +140,15 @@ def test_a_function_whose_calls_somebody_watches_is_called() -> None:
     assert calls == {"after": 1, "before": 1}
 
 
+def test_a_function_whose_gradients_somebody_watches_hands_them_on() -> None:
+    module, calls = tiny.module(), Counter[str]()
+    first, second = (block.mlp.act_fn for block in module.model.layers)
+    first.register_full_backward_hook(lambda *_: calls.update(["after"]))
+    second.register_full_backward_pre_hook(lambda *_: calls.update(["before"]))
+    tiny.wrapped(module).logits(ROWS).sum().backward()
+    assert calls == {"after": 1, "before": 1}
+
+
 class OfTokens(nn.Module):
     """A function of tables [1, T, inner], or of others than the first we try."""
 
