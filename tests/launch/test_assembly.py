@@ -30,7 +30,7 @@ def test_a_last_block_that_cannot_be_read_in_part_is_read_whole_in_the_frozen_co
     model.check_packing()
     config = OmegaConf.create({"tuning": {"name": "full"}, "zero": {"name": "none"}})
     source = Tiny(Tiny.Config(max_length=64))
-    twin = _frozen(config, source, None, model, torch.float32)  # type: ignore[arg-type] # unread
+    twin = _frozen(config, source, None, model, torch.float32)
     assert twin is not None
     with model.evaluating():
         right = model.token_log_probs(rows)
